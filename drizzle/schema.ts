@@ -1,0 +1,93 @@
+import { sql } from 'drizzle-orm'
+import {
+  bigint,
+  bigserial,
+  boolean,
+  customType,
+  index,
+  integer,
+  pgTable,
+  primaryKey,
+  smallint,
+  text,
+  timestamp,
+  uniqueIndex,
+  uuid,
+} from 'drizzle-orm/pg-core'
+
+const xid8 = customType<{ data: string }>({ dataType: () => 'xid8' })
+const snapshot = customType<{ data: string }>({ dataType: () => 'pg_snapshot' })
+const time = (name: string) => timestamp(name, { withTimezone: true })
+
+/**
+ * The queue. Every hot query is keyed by connection_id and served by the primary key, so its cost does not depend on
+ * other queues, and the table can be partitioned or distributed by that column.
+ */
+export const queuedMessages = pgTable(
+  'queued_messages',
+  {
+    connectionId: text('connection_id').notNull(),
+    /** The order of the queue, given by the database. A plain sequence and not an identity: Postgres 16 has none on partitioned tables. */
+    seq: bigserial('seq', { mode: 'number' }).notNull(),
+    /**
+     * The second half of the id, random for each process. A Postgres that was restored from a backup or failed over
+     * gives out the same seq again: the late ack of a lost message must not remove a new one.
+     */
+    tag: integer('tag').notNull(),
+    recipientDids: text('recipient_dids').array().notNull(),
+    /** The JSON text as it came in. jsonb refuses \u0000 and reorders keys. */
+    payload: text('payload').notNull(),
+    /** So that limits and quotas need not read the payload. */
+    payloadBytes: integer('payload_bytes').notNull(),
+    /** The mediator's word, when it gave one; informational. */
+    receivedAt: time('received_at'),
+    acceptedAt: time('accepted_at').notNull().defaultNow(),
+    /** With live_sessions.since it tells exactly what arrived during a session: a smaller seq may be committed later. */
+    acceptedBy: xid8('accepted_by')
+      .notNull()
+      .default(sql`pg_current_xact_id()`),
+    idempotencyKey: text('idempotency_key'),
+    /** In flight while this is the epoch of the connection's live session and the time is not over. */
+    inFlightEpoch: bigint('in_flight_epoch', { mode: 'number' }),
+    inFlightUntil: time('in_flight_until'),
+    /** Taken: hidden from take and count. Otherwise it was pushed: hidden from the count only. */
+    inFlightTaken: boolean('in_flight_taken'),
+    /** How many times it was pushed down a socket. */
+    deliveries: smallint('deliveries').notNull().default(0),
+  },
+  (table) => [
+    primaryKey({ columns: [table.connectionId, table.seq] }),
+    uniqueIndex('queued_messages_idempotency_key')
+      .on(table.connectionId, table.idempotencyKey)
+      .where(sql`${table.idempotencyKey} is not null`),
+    /** For expiry. */
+    index('queued_messages_accepted_at').on(table.acceptedAt),
+  ],
+)
+
+/** One row per running process. Its sessions count while the lease runs. */
+export const instances = pgTable('instances', {
+  instanceId: uuid('instance_id').primaryKey(),
+  leaseUntil: time('lease_until').notNull(),
+})
+
+/** The current live session of each connection that has one. */
+export const liveSessions = pgTable(
+  'live_sessions',
+  {
+    connectionId: text('connection_id').primaryKey(),
+    sessionId: text('session_id').notNull(),
+    /** New for every session: what was in flight for a former epoch no longer is. */
+    epoch: bigserial('epoch', { mode: 'number' }).notNull(),
+    /** Null for a session without a socket, which lasts until expires_at. */
+    instanceId: uuid('instance_id'),
+    expiresAt: time('expires_at'),
+    /** What this does not contain arrived during the session and is delivered; the rest is backlog and waits to be taken. */
+    since: snapshot('since')
+      .notNull()
+      .default(sql`pg_current_snapshot()`),
+    /** Nothing that arrived during the session has a seq up to this: where a search for it may begin. */
+    sinceSeq: bigint('since_seq', { mode: 'number' }).notNull(),
+  },
+  (table) => [index('live_sessions_instance_id').on(table.instanceId)],
+)

@@ -1,0 +1,27 @@
+import swagger from '@fastify/swagger'
+import swaggerUi from '@fastify/swagger-ui'
+import fp from 'fastify-plugin'
+
+/** OpenAPI 3.1 from the schemas of the routes, and Swagger UI on /docs that can execute them. */
+export default fp(
+  async (app) => {
+    await app.register(swagger, {
+      openapi: {
+        openapi: '3.1.0',
+        info: {
+          title: 'Message Pickup Repository',
+          version: app.pickup.version,
+          description:
+            'The queue that a fleet of DIDComm mediators shares. The same operations are JSON-RPC 2.0 over WebSocket on `/ws` and on `/`, where live sessions receive `messagesReceived`; `rpc.discover` describes them.',
+        },
+        tags: [
+          { name: 'messages', description: 'The queue of a connection' },
+          { name: 'live sessions', description: 'Which connection can be delivered to now' },
+          { name: 'service', description: 'For probes and load balancers' },
+        ],
+      },
+    })
+    await app.register(swaggerUi, { routePrefix: '/docs', uiConfig: { tryItOutEnabled: true, displayRequestDuration: true } })
+  },
+  { name: 'docs', dependencies: ['pickup'] },
+)

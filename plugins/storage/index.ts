@@ -1,0 +1,63 @@
+import fastifyPostgres from '@fastify/postgres'
+import fp from 'fastify-plugin'
+import type { ClientBase, PoolConfig } from 'pg'
+import type { Config } from '../../src/config.js'
+import type { MessageStore, SessionDirectory } from '../../src/ports.js'
+import { startEmbeddedPostgres } from './embedded.js'
+import { migrateDatabase, type Connection } from './migrate.js'
+import { createPostgresSessions } from './postgres-sessions.js'
+import { createPostgresStore } from './postgres-store.js'
+import { createQuery } from './query.js'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    store: MessageStore
+    sessions: SessionDirectory
+  }
+}
+
+// Every call is answered within 1.5 s: Postgres gives up first, then our side of the connection, then the call.
+const STATEMENT_TIMEOUT_MS = 1_200
+const QUERY_TIMEOUT_MS = 1_300
+const CONNECT_TIMEOUT_MS = 1_000
+
+/** Decorates `store` and `sessions`, both on one Postgres: that of DATABASE_URL, or an embedded one that lives as long as the app. */
+export default fp<{ config: Config }>(
+  async (app, { config }) => {
+    let connection: Connection
+    if (config.DATABASE_URL === undefined) {
+      const embedded = await startEmbeddedPostgres(config.DATA_DIR, app.log)
+      app.addHook('onClose', () => embedded.stop()) // registered before the pool, so it runs after the pool has ended
+      connection = embedded.connection
+      app.log.info({ folder: config.DATA_DIR }, 'embedded postgres is running')
+    } else {
+      connection = { connectionString: config.DATABASE_URL }
+    }
+    await migrateDatabase(connection, { apply: config.MIGRATE_ON_BOOT, log: app.log })
+
+    const poolOptions: PoolConfig & { onConnect: (client: ClientBase) => Promise<unknown> } = {
+      ...connection,
+      max: config.DATABASE_POOL_SIZE,
+      application_name: 'message-pickup-repository',
+      statement_timeout: STATEMENT_TIMEOUT_MS,
+      query_timeout: QUERY_TIMEOUT_MS,
+      connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+      keepAlive: true,
+      // A prepared plan made while the table was empty would be kept, and scan the whole table once it is not.
+      onConnect: (client) => client.query('SET enable_seqscan = off'),
+    }
+    await app.register(fastifyPostgres, poolOptions)
+    const { pool } = app.pg
+    pool.on('error', (err) => app.log.warn({ err }, 'a database connection was lost'))
+
+    const query = createQuery(pool)
+    app.decorate('store', createPostgresStore({ query, messageTtlSeconds: config.MESSAGE_TTL_SECONDS }))
+    const sessions = createPostgresSessions({ pool, query })
+    // Nobody else can be on an embedded database: what a former process left there is over.
+    if (config.DATABASE_URL === undefined)
+      await pool.query('WITH gone AS (DELETE FROM instances) DELETE FROM live_sessions WHERE instance_id IS NOT NULL')
+    await sessions.renew()
+    app.decorate('sessions', sessions)
+  },
+  { name: 'storage' },
+)

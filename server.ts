@@ -1,0 +1,50 @@
+import closeWithGrace from 'close-with-grace'
+import Fastify from 'fastify'
+import app, { serverOptions } from './app.js'
+import { migrateDatabase } from './plugins/storage/migrate.js'
+import { ConfigError, describeConfig, readConfig } from './src/config.js'
+
+// Longer than the drain: calls end by their deadline, sockets within 2 s, an embedded Postgres in about one.
+const SHUTDOWN_MS = 10_000
+
+const HELP = `Message Pickup Repository
+
+  npm start                 run the service
+  npm run migrate           bring the schema of DATABASE_URL up to date and exit
+  npm start -- --help       this text
+
+Environment:
+${describeConfig('text')}
+`
+
+async function main(): Promise<void> {
+  if (process.argv.includes('--help')) return void process.stdout.write(HELP)
+  const config = readConfig(process.env)
+  const fastify = Fastify(serverOptions(config))
+
+  if (process.argv.includes('--migrate')) {
+    if (config.DATABASE_URL === undefined) throw new ConfigError('DATABASE_URL is not set. The embedded database is migrated at boot.')
+    return migrateDatabase({ connectionString: config.DATABASE_URL }, { apply: true, log: fastify.log })
+  }
+
+  closeWithGrace({ delay: SHUTDOWN_MS, logger: fastify.log }, async ({ err, signal }) => {
+    if (err) fastify.log.fatal({ err }, 'unexpected failure, shutting down')
+    else fastify.log.info({ signal }, 'shutting down')
+    await fastify.close()
+  })
+  await fastify.register(app, { config })
+  await fastify.listen({ host: config.HOST, port: config.PORT })
+  const { port } = fastify.server.address() as { port: number }
+  const host = config.HOST.includes(':') ? `[${config.HOST}]` : config.HOST
+  if (!['127.0.0.1', '::1', 'localhost'].includes(config.HOST)) {
+    fastify.log.warn({ host: config.HOST }, 'whoever reaches this address can read and delete mail: keep it in a private network')
+  }
+  fastify.log.info({ api: `http://${host}:${port}/v1`, rpc: `ws://${host}:${port}/ws`, docs: `http://${host}:${port}/docs` }, 'ready')
+}
+
+main().catch((error: unknown) => {
+  // What the operator can mend is a sentence; anything else comes with its stack.
+  const known = error instanceof Error && (error instanceof ConfigError || error.constructor === Error)
+  process.stderr.write(`${known ? error.message : String((error as Error).stack ?? error)}\n`)
+  process.exit(1)
+})

@@ -1,0 +1,161 @@
+import type { Static, TObject, TSchema } from '@sinclair/typebox'
+import { TypeCompiler, ValueErrorType, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
+import type { ArrivalOrder } from './arrival-order.js'
+import type { Contract, Operation, OperationName } from './contract.js'
+import { CallError } from './errors.js'
+import type { JsonText } from './json.js'
+import type { Caller, Pickup } from './pickup.js'
+
+/**
+ * Every call is answered within 1.5 s, because the existing client gives up after 2 s. What is not done by then goes on,
+ * but its caller is told that the outcome is unknown.
+ */
+export const CALL_DEADLINE_MS = 1_400
+
+/** One operation, ready to be called by any transport. */
+export interface Call {
+  readonly name: string
+  readonly operation: Operation
+  /** Checks the parameters and runs the operation. @returns the result as JSON text. @throws CallError */
+  run(params: unknown, payload: JsonText | undefined, caller: Caller, order?: ArrivalOrder): Promise<CallResult>
+}
+
+export interface CallResult {
+  value: unknown
+  text: string
+}
+
+export interface Calls {
+  readonly byName: ReadonlyMap<string, Call>
+  /** Refusing calls: a socket that still comes is better sent elsewhere. */
+  isDraining(): boolean
+  /** Refuses new calls from now on and resolves when the running ones are done. Bounded by the deadline of a call. */
+  drain(): Promise<void>
+}
+
+/** Joins each row of the contract with the method of the same name. */
+export function createCalls(contract: Contract, pickup: Pickup): Calls {
+  let inFlight = 0
+  let onIdle: (() => void) | undefined
+  let draining = false
+
+  const byName = new Map<string, Call>()
+  for (const name of Object.keys(contract) as OperationName[]) byName.set(name, createCall(name))
+
+  return {
+    byName,
+    isDraining: () => draining,
+    async drain() {
+      draining = true
+      if (inFlight > 0) await new Promise<void>((resolve) => (onIdle = resolve))
+    },
+  }
+
+  function createCall(name: OperationName): Call {
+    const operation = contract[name] as Operation
+    const check = TypeCompiler.Compile(operation.params)
+    const method = pickup[name] as (params: Static<TObject>, caller: Caller) => Promise<unknown>
+    const stringify = (value: unknown) => (operation.stringify ? operation.stringify(value) : JSON.stringify(value))
+    const overlaps = operation.overlaps && name
+
+    return {
+      name,
+      operation,
+      async run(input, payload, caller, order) {
+        if (draining) throw new CallError('shutting_down', 'This instance is shutting down: connect again.')
+        const params = bind(check, input, payload)
+        inFlight++
+        const deadline = withDeadline(() => method(params, caller))
+        try {
+          const value = await (order
+            ? deadline.race(order.run(params.connectionId as string, overlaps, deadline.task))
+            : deadline.race(deadline.task()))
+          return { value, text: stringify(value) }
+        } finally {
+          inFlight--
+          if (inFlight === 0) onIdle?.()
+        }
+      },
+    }
+  }
+}
+
+/**
+ * `task` does not begin once the time is over, so a call that was still in line when its caller was told "timeout" leaves
+ * no trace; `race` answers in time, whatever happens.
+ */
+function withDeadline<T>(method: () => Promise<T>) {
+  let over = false
+  const timeout = () =>
+    new CallError(
+      'timeout',
+      `Not answered within ${CALL_DEADLINE_MS} ms; it may have taken effect. Repeat addMessage with the same idempotencyKey.`,
+    )
+  return {
+    task: async (): Promise<T> => {
+      if (over) throw timeout()
+      return method()
+    },
+    race(running: Promise<T>): Promise<T> {
+      return new Promise<T>((resolve, reject) => {
+        const timer = setTimeout(() => {
+          over = true
+          reject(timeout())
+        }, CALL_DEADLINE_MS)
+        running.then(resolve, reject).finally(() => clearTimeout(timer))
+      })
+    },
+  }
+}
+
+/** The parameters as the operation wants them: checked, and the payload as the text that came in. */
+function bind(check: TypeCheck<TObject>, input: unknown, payload: JsonText | undefined): Record<string, unknown> {
+  if (typeof input !== 'object' || input === null || Array.isArray(input)) {
+    throw new CallError('invalid_params', 'Params must be an object with the parameters by name.', { field: 'params' })
+  }
+  if (!check.Check(input)) throw invalid(check.Errors(input).First())
+  const params = input as Record<string, unknown>
+  if (payload !== undefined && params.payload !== undefined) params.payload = payload
+  return params
+}
+
+function invalid(error: ValueError | undefined): CallError {
+  if (!error) return new CallError('invalid_params', 'Invalid params.')
+  const field = error.path.slice(1).replaceAll('/', '.') || 'params'
+  const { schema, value } = error
+  const complain = (text: string, limit?: number) =>
+    new CallError('invalid_params', `Invalid params: ${field} ${text}.`, limit === undefined ? { field } : { field, limit })
+  switch (error.type) {
+    case ValueErrorType.ObjectRequiredProperty:
+      return complain('is missing')
+    case ValueErrorType.StringMinLength:
+      return complain('must not be empty', schema.minLength as number)
+    case ValueErrorType.StringMaxLength:
+      return complain(`must be at most ${schema.maxLength} characters long, it has ${(value as string).length}`, schema.maxLength as number)
+    case ValueErrorType.StringPattern:
+      return complain('must not contain NUL or an unpaired surrogate')
+    case ValueErrorType.StringFormat:
+      return complain('must be a date and time in ISO 8601 with an offset, like 2026-01-31T12:00:00.000Z')
+    case ValueErrorType.ArrayMinItems:
+      return complain(`must have at least ${schema.minItems} item`, schema.minItems as number)
+    case ValueErrorType.ArrayMaxItems:
+      return complain(`must have at most ${schema.maxItems} items, it has ${(value as unknown[]).length}`, schema.maxItems as number)
+    case ValueErrorType.IntegerMinimum:
+      return complain(`must be at least ${schema.minimum}`, schema.minimum as number)
+    default:
+      return complain(`must be ${expected(schema)}, it is ${nameOf(value)}`)
+  }
+}
+
+function expected(schema: TSchema): string {
+  if (Array.isArray(schema.anyOf)) return (schema.anyOf as TSchema[]).map(expected).join(' or ')
+  const article = /^[aeio]/.test(String(schema.type)) ? 'an' : 'a'
+  return `${schema.minLength ? 'a non-empty' : article} ${schema.type as string}`
+}
+
+function nameOf(value: unknown): string {
+  if (value === null) return 'null'
+  if (value === '') return 'empty'
+  if (Array.isArray(value)) return 'an array'
+  return `of type ${typeof value}`
+}

@@ -1,0 +1,185 @@
+import { Type, type Static, type TSchema } from '@sinclair/typebox'
+import { Value } from '@sinclair/typebox/value'
+import type { Limits } from './contract.js'
+
+const MIB = 1024 * 1024
+
+const settings = {
+  HOST: Type.String({ default: '127.0.0.1', minLength: 1, description: 'Address to listen on. `0.0.0.0` opens it to the network.' }),
+  PORT: Type.Integer({ default: 3000, minimum: 0, maximum: 65_535, description: 'Port to listen on; 0 takes a free one.' }),
+  DATABASE_URL: Type.Optional(
+    Type.String({
+      pattern: '^postgres(ql)?://',
+      description: 'Postgres (14 or newer) that keeps the queue. Without it an embedded Postgres is started in `DATA_DIR`.',
+      secret: true,
+    }),
+  ),
+  DATABASE_POOL_SIZE: Type.Integer({ default: 10, minimum: 2, maximum: 1_000, description: 'Connections to Postgres of this instance.' }),
+  MIGRATE_ON_BOOT: Type.Boolean({
+    default: true,
+    description: 'Bring the database schema up to date at boot. `false` when it is done apart, by `npm run migrate`.',
+  }),
+  DATA_DIR: Type.String({ default: './data', minLength: 1, description: 'Folder of the embedded Postgres. Not used with `DATABASE_URL`.' }),
+  LOG_LEVEL: Type.Union(
+    ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'].map((level) => Type.Literal(level)),
+    { default: 'info', description: 'The least severe log lines to write.' },
+  ),
+  LEASE_MS: Type.Integer({
+    default: 30_000,
+    minimum: 0,
+    maximum: 3_600_000,
+    description: 'How long a message taken or pushed during a live session stays in flight (milliseconds); 0 switches leases off.',
+  }),
+  PING_INTERVAL_MS: Type.Integer({
+    default: 25_000,
+    minimum: 100,
+    maximum: 3_600_000,
+    description: 'A socket silent for this long is pinged (milliseconds).',
+  }),
+  PONG_TIMEOUT_MS: Type.Integer({
+    default: 8_000,
+    minimum: 100,
+    maximum: 3_600_000,
+    description: 'A socket that does not answer a ping in this time is closed (milliseconds).',
+  }),
+  MESSAGE_TTL_SECONDS: Type.Integer({
+    default: 30 * 24 * 3600,
+    minimum: 0,
+    description: 'Messages older than this expire (seconds); 0 keeps them until they are removed.',
+  }),
+  QUOTA_MESSAGES: Type.Integer({ default: 10_000, minimum: 0, description: 'Messages that may wait per connection; 0 = no limit.' }),
+  QUOTA_BYTES: Type.Integer({
+    default: 256 * MIB,
+    minimum: 0,
+    description: 'Bytes of payload that may wait per connection; 0 = no limit.',
+  }),
+  MAX_PAYLOAD_BYTES: Type.Integer({ default: 5 * MIB, minimum: 1, description: 'Bytes of one payload as JSON text.' }),
+  MAX_FRAME_BYTES: Type.Integer({
+    default: 8 * MIB,
+    minimum: 1024,
+    description: 'Bytes of one WebSocket frame or HTTP body. A larger frame closes the socket with 1009.',
+  }),
+  MAX_DEPTH: Type.Integer({ default: 64, minimum: 4, maximum: 1_000, description: 'Levels of nesting of a frame or body.' }),
+  MAX_BATCH: Type.Integer({ default: 100, minimum: 1, description: 'Calls in one JSON-RPC batch.' }),
+  MAX_CONNECTION_ID_LENGTH: Type.Integer({
+    default: 255,
+    minimum: 1,
+    maximum: 500,
+    description: 'Characters of a connectionId or sessionId.',
+  }),
+  MAX_DID_LENGTH: Type.Integer({
+    default: 65_536,
+    minimum: 1,
+    description: 'Characters of a DID; long-form did:peer carries whole documents.',
+  }),
+  MAX_RECIPIENT_DIDS: Type.Integer({ default: 64, minimum: 1, description: 'recipientDids of one message.' }),
+  MAX_MESSAGE_IDS: Type.Integer({ default: 1_000, minimum: 1, description: 'messageIds of one removeMessages.' }),
+  MAX_TAKE_MESSAGES: Type.Integer({ default: 1_000, minimum: 1, description: 'Messages in one answer of takeFromQueue.' }),
+  MAX_TAKE_BYTES: Type.Integer({ default: 8 * MIB, minimum: 1024, description: 'Bytes of payload in one answer of takeFromQueue.' }),
+}
+
+type Settings = { [Name in keyof typeof settings]: Static<(typeof settings)[Name]> }
+
+export type Config = Settings & { limits: Limits }
+
+/** The environment was not understood. The message names every fault and what to do about it. */
+export class ConfigError extends Error {
+  override readonly name = 'ConfigError'
+}
+
+/**
+ * Reads the configuration. An empty variable counts as not set.
+ * @throws ConfigError with all faults at once
+ */
+export function readConfig(environment: Record<string, string | undefined>): Config {
+  const faults: string[] = []
+  const values: Record<string, unknown> = {}
+  for (const [name, schema] of Object.entries<TSchema>(settings)) {
+    const given = environment[name]
+    if (given === undefined || given === '') {
+      values[name] = schema.default
+      continue
+    }
+    const value = convert(given, schema)
+    if (Value.Check(schema, value)) values[name] = value
+    else
+      faults.push(
+        `${name} must be ${expectation(schema)}${schema.secret ? '' : `; it is ${JSON.stringify(given)}`}. ${remedy(name, schema)}`,
+      )
+  }
+  const config = values as Settings
+  if (faults.length === 0) {
+    if (config.MAX_PAYLOAD_BYTES > config.MAX_FRAME_BYTES) {
+      faults.push(
+        `MAX_PAYLOAD_BYTES (${config.MAX_PAYLOAD_BYTES}) is larger than MAX_FRAME_BYTES (${config.MAX_FRAME_BYTES}), which carries it. Raise MAX_FRAME_BYTES.`,
+      )
+    }
+    if (config.QUOTA_BYTES > 0 && config.MAX_PAYLOAD_BYTES > config.QUOTA_BYTES) {
+      faults.push(
+        `MAX_PAYLOAD_BYTES (${config.MAX_PAYLOAD_BYTES}) is larger than QUOTA_BYTES (${config.QUOTA_BYTES}), so the largest messages could never be stored. Raise QUOTA_BYTES.`,
+      )
+    }
+  }
+  if (faults.length > 0)
+    throw new ConfigError(
+      `The configuration has ${faults.length} fault(s):\n${faults.map((fault) => `  - ${fault}`).join('\n')}\nnpm start -- --help lists all settings.`,
+    )
+  return {
+    ...config,
+    limits: {
+      maxPayloadBytes: config.MAX_PAYLOAD_BYTES,
+      maxFrameBytes: config.MAX_FRAME_BYTES,
+      maxDepth: config.MAX_DEPTH,
+      maxBatch: config.MAX_BATCH,
+      maxConnectionIdLength: config.MAX_CONNECTION_ID_LENGTH,
+      maxDidLength: config.MAX_DID_LENGTH,
+      maxRecipientDids: config.MAX_RECIPIENT_DIDS,
+      maxMessageIds: config.MAX_MESSAGE_IDS,
+      maxTakeMessages: config.MAX_TAKE_MESSAGES,
+      maxTakeBytes: config.MAX_TAKE_BYTES,
+    },
+  }
+}
+
+/** The settings as a Markdown table (README) or as text for a terminal (`--help`). */
+export function describeConfig(format: 'markdown' | 'text'): string {
+  const rows = Object.entries<TSchema>(settings).map(([name, schema]) => ({
+    name,
+    default: schema.default === undefined ? '' : String(schema.default),
+    description: String(schema.description),
+  }))
+  if (format === 'markdown') {
+    return [
+      '| variable | default | meaning |',
+      '|---|---|---|',
+      ...rows.map((row) => `| \`${row.name}\` | ${row.default && `\`${row.default}\``} | ${row.description} |`),
+    ].join('\n')
+  }
+  const nameWidth = Math.max(...rows.map((row) => row.name.length))
+  const defaultWidth = Math.max(...rows.map((row) => row.default.length))
+  return rows
+    .map((row) => `  ${row.name.padEnd(nameWidth)}  ${row.default.padEnd(defaultWidth)}  ${row.description.replaceAll('`', '')}`)
+    .join('\n')
+}
+
+function convert(given: string, schema: TSchema): unknown {
+  if (schema.type === 'integer') return /^-?\d+$/.test(given) ? Number(given) : given
+  if (schema.type === 'boolean') return given === 'true' ? true : given === 'false' ? false : given
+  return given
+}
+
+function expectation(schema: TSchema): string {
+  if (schema.anyOf) return `one of ${(schema.anyOf as { const: string }[]).map((literal) => literal.const).join(', ')}`
+  if (schema.type === 'boolean') return 'true or false'
+  if (schema.type === 'integer') {
+    return schema.maximum === undefined
+      ? `a whole number of at least ${schema.minimum}`
+      : `a whole number from ${schema.minimum} to ${schema.maximum}`
+  }
+  if (schema.pattern) return 'a URL like postgres://user:password@host:5432/database'
+  return 'a text that is not empty'
+}
+
+function remedy(name: string, schema: TSchema): string {
+  return schema.default === undefined ? `Correct ${name} or unset it.` : `Unset ${name} for the default, ${String(schema.default)}.`
+}

@@ -1,0 +1,95 @@
+import type { ArrivalOrder } from './arrival-order.js'
+import type { CallResult } from './calls.js'
+import { CallError, toCallError } from './errors.js'
+import { parseJson, type JsonText } from './json.js'
+import type { Caller } from './pickup.js'
+
+/**
+ * JSON-RPC 2.0: text in, text out. It knows methods and no transport.
+ * @see https://www.jsonrpc.org/specification
+ */
+
+export interface Method {
+  run(params: unknown, payload: JsonText | undefined, caller: Caller, order?: ArrivalOrder): Promise<CallResult>
+}
+
+export interface JsonRpcOptions {
+  methods: ReadonlyMap<string, Method>
+  maxDepth: number
+  maxBatch: number
+  /** Called with every error that is not the caller's, before the caller gets a text without its details. */
+  onError: (error: unknown, method: string) => void
+  /** Rewrites a result for clients that speak another dialect. `undefined` leaves it. */
+  dialect?: (method: string, value: unknown) => string | undefined
+}
+
+export type JsonRpc = (text: string, caller: Caller, order?: ArrivalOrder) => Promise<string | undefined>
+
+/** @returns a function that answers one frame; `undefined` when nothing is to be answered (notifications). */
+export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }: JsonRpcOptions): JsonRpc {
+  return async function answer(text, caller, order) {
+    let parsed
+    try {
+      parsed = parseJson(text, maxDepth, 'rpc')
+    } catch (error) {
+      return failure(null, error)
+    }
+    const { value, payloads } = parsed
+    if (!Array.isArray(value)) return answerOne(value, payloads.get(0), caller, order)
+
+    // [JSON-RPC 6] Batch.
+    if (value.length === 0) return failure(null, new CallError('invalid_request', 'A batch must contain at least one call.'))
+    if (value.length > maxBatch) {
+      return failure(
+        null,
+        new CallError('batch_too_long', `A batch must contain at most ${maxBatch} calls, it has ${value.length}.`, { limit: maxBatch }),
+      )
+    }
+    const answers = await Promise.all(value.map((call, i) => answerOne(call, payloads.get(i), caller, order)))
+    const replies = answers.filter((reply) => reply !== undefined)
+    return replies.length > 0 ? `[${replies.join(',')}]` : undefined
+  }
+
+  async function answerOne(
+    request: unknown,
+    payload: JsonText | undefined,
+    caller: Caller,
+    order?: ArrivalOrder,
+  ): Promise<string | undefined> {
+    const problem = problemOf(request)
+    if (problem) return failure(idOf(request), new CallError('invalid_request', `Invalid request: ${problem}.`))
+    const { id, method, params = {} } = request as { id?: string | number | null; method: string; params?: unknown }
+    const isNotification = id === undefined // [JSON-RPC 4.1]
+    try {
+      const found = methods.get(method)
+      if (!found) throw new CallError('method_not_found', `Method not found: ${method.slice(0, 64)}. rpc.discover lists what there is.`)
+      const { value, text } = await found.run(params, payload, caller, order)
+      return isNotification ? undefined : `{"jsonrpc":"2.0","result":${dialect?.(method, value) ?? text},"id":${JSON.stringify(id)}}`
+    } catch (error) {
+      if (toCallError(error).code === 'internal_error') onError(error, method)
+      return isNotification ? undefined : failure(id, error)
+    }
+  }
+}
+
+/** [JSON-RPC 4] */
+function problemOf(request: unknown): string | undefined {
+  if (typeof request !== 'object' || request === null || Array.isArray(request)) return 'a call must be an object'
+  const { jsonrpc, id, method, params } = request as Record<string, unknown>
+  if (jsonrpc !== '2.0') return 'jsonrpc must be "2.0"'
+  if (typeof method !== 'string') return 'method must be a string'
+  if (id !== undefined && id !== null && typeof id !== 'string' && typeof id !== 'number') return 'id must be a string, a number or null'
+  if (params !== undefined && (typeof params !== 'object' || params === null)) return 'params must be an object or an array'
+  return undefined
+}
+
+/** [JSON-RPC 5] The id of a request in which it could not be detected is null. */
+function idOf(request: unknown): string | number | null {
+  const id = typeof request === 'object' && request !== null && 'id' in request ? request.id : null
+  return typeof id === 'string' || typeof id === 'number' ? id : null
+}
+
+/** An error as a frame of its own, for what goes wrong before there is a call. */
+export function failure(id: string | number | null, error: unknown): string {
+  return JSON.stringify({ jsonrpc: '2.0', error: toCallError(error).toObject(), id })
+}

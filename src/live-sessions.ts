@@ -1,0 +1,336 @@
+import { stringifyMessages } from './contract.js'
+import type { Clock, Hint, Log, MessageStore, PubSub, SessionDirectory } from './ports.js'
+
+/**
+ * The live sessions whose sockets are on this instance: who owns what, and what each may still be sent.
+ *
+ * A session has two halves. The directory (shared) says that connection X is live on instance I, under an `epoch` that
+ * grows with every session. This file holds the other half: the socket, and the window of what it was sent and has not
+ * removed. What is in flight is marked in the store with the epoch, so ending a session in the directory frees it.
+ *
+ *   opening   add() subscribed to the connection's hints and asked the directory; nothing is delivered yet
+ *   open      the directory answered and no newer session is known here; hints and removals make it deliver
+ *   over      removed, displaced by a larger epoch, or its socket closed; what a late claim still brings is dropped,
+ *             because its marks belong to an epoch that is no longer current
+ *
+ * A socket remembers the epoch of each session that it opened even when that one was displaced: its late remove names
+ * that epoch to the directory, finds nothing, and changes nothing.
+ */
+
+// The window of one session: what may be un-acked before the rest waits in the store.
+const WINDOW_MESSAGES = 256
+const WINDOW_BYTES = 1024 * 1024
+// How long what was sent counts against the window when leases are off.
+const WINDOW_LEASE_MS = 30_000
+// A socket that has this much unsent is not given more until it drains.
+const MAX_BUFFERED_BYTES = 1024 * 1024
+/** How long a session without a socket lasts unless renewed. */
+const SOCKETLESS_TTL_MS = 60_000
+
+/** One connected client. It knows nothing of queues. */
+export interface Socket {
+  readonly id: string
+  readonly isOpen: boolean
+  readonly bufferedBytes: number
+  /** `onSent` is called when the text has left this process, or could not. */
+  send(text: string, onSent?: () => void): void
+}
+
+interface Session {
+  readonly connectionId: string
+  readonly sessionId: string
+  readonly epoch: number
+  readonly socket: Socket
+  readonly unsubscribe: () => Promise<void>
+  /** Sent and not yet removed, oldest first. */
+  readonly window: Map<string, { bytes: number; until: number }>
+  windowBytes: number
+  /** Something may wait in the store that this session was not sent. */
+  wanted: boolean
+  delivering: boolean
+}
+
+export interface LiveSessionsOptions {
+  store: MessageStore
+  directory: SessionDirectory
+  pubsub: PubSub
+  log: Log
+  now: Clock
+  leaseMs: number
+}
+
+export type LiveSessions = ReturnType<typeof createLiveSessions>
+
+export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs }: LiveSessionsOptions) {
+  const open = new Map<string, Session>()
+  /** Per socket, the epoch of the last session that it opened for a connection, over or not. */
+  const opened = new Map<Socket, Map<string, number>>()
+  /** How many add() wait for the directory. */
+  const opening = new Map<string, number>()
+  /** Over here, but the directory could not be told yet. */
+  const unreleased = new Map<number, string>()
+
+  return { add, remove, isLive, announce, socketClosed, removed, tick, closeAll, size: () => open.size }
+
+  /** [spec: addLiveSession] Subscribe first, so that nothing which arrives after the answer can be missed. */
+  async function add(connectionId: string, sessionId: string, socket: Socket | undefined): Promise<boolean> {
+    if (!socket) {
+      const { former } = await directory.open({ connectionId, sessionId, ttlMs: SOCKETLESS_TTL_MS })
+      displaceFormer(connectionId, former)
+      return true
+    }
+    let arrived = false // while the directory was asked
+    const unsubscribe = await pubsub.subscribe(connectionId, (hint) => {
+      if (hint.kind === 'added') arrived = true
+      onHint(connectionId, hint)
+    })
+    opening.set(connectionId, (opening.get(connectionId) ?? 0) + 1)
+    let answer
+    try {
+      answer = await directory.open({ connectionId, sessionId })
+    } catch (error) {
+      await unsubscribe()
+      throw error
+    } finally {
+      const others = (opening.get(connectionId) ?? 1) - 1
+      if (others > 0) opening.set(connectionId, others)
+      else opening.delete(connectionId)
+    }
+    const { epoch, former } = answer
+    const session: Session = {
+      connectionId,
+      sessionId,
+      epoch,
+      socket,
+      unsubscribe,
+      window: new Map(),
+      windowBytes: 0,
+      wanted: arrived,
+      delivering: false,
+    }
+    if (!socket.isOpen) {
+      await unsubscribe()
+      release([session])
+      return false
+    }
+    const mine = opened.get(socket) ?? new Map<string, number>()
+    opened.set(socket, mine)
+    mine.set(connectionId, Math.max(epoch, mine.get(connectionId) ?? 0))
+
+    const rival = open.get(connectionId)
+    if (rival && rival.epoch > epoch) {
+      // Two sockets asked at the same time, and the other one's answer came first although it was recorded second.
+      await unsubscribe()
+      tellReplaced(session)
+      return true
+    }
+    open.set(connectionId, session)
+    if (rival) end(rival)
+    if (rival && rival.socket !== socket) tellReplaced(rival)
+    if (!rival) displaceFormer(connectionId, former)
+    deliver(session)
+    return true
+  }
+
+  /** [spec: removeLiveSession] from whatever socket it is asked; `false` where there is nothing (any more) to remove. */
+  async function remove(connectionId: string, sessionId: string | undefined, socket: Socket | undefined): Promise<boolean> {
+    const mine = socket && opened.get(socket)
+    const epoch = mine?.get(connectionId)
+    const closed = await directory.close({ connectionId, epoch, sessionId })
+    if (!closed) return false
+    const session = open.get(connectionId)
+    if (session && session.epoch <= closed.epoch) {
+      open.delete(connectionId)
+      end(session)
+    }
+    if (mine?.get(connectionId) === closed.epoch) mine.delete(connectionId)
+    if (closed.instanceId !== directory.instanceId) publish(connectionId, { kind: 'ended', epoch: closed.epoch })
+    return true
+  }
+
+  /** A message was committed for the connection. Whoever holds its live session is told; nobody waits for that. */
+  function announce(connectionId: string): void {
+    // A session whose owner is here is served without the bus.
+    if (open.has(connectionId)) wake(connectionId)
+    else publish(connectionId, { kind: 'added' })
+  }
+
+  function isLive(connectionId: string): Promise<boolean> {
+    return directory.isLive(connectionId)
+  }
+
+  /** Ends all sessions of the socket at once and frees what was in flight in them. */
+  function socketClosed(socket: Socket): void {
+    const mine = opened.get(socket)
+    if (!mine) return
+    opened.delete(socket)
+    const over: Session[] = []
+    for (const connectionId of mine.keys()) {
+      const session = open.get(connectionId)
+      if (session?.socket !== socket) continue
+      open.delete(connectionId)
+      end(session)
+      over.push(session)
+    }
+    release(over)
+  }
+
+  /** The messages were removed, by whatever caller: the window of the session has room again. */
+  function removed(connectionId: string, ids: readonly string[]): void {
+    const session = open.get(connectionId)
+    if (!session) return
+    for (const id of ids) leaveWindow(session, id)
+    deliver(session)
+  }
+
+  /** Every few seconds: what no hint will bring. Leases that ran out, hints that were lost, releases that failed. */
+  async function tick(): Promise<void> {
+    for (const session of open.values()) {
+      for (const [id, { until }] of session.window) {
+        if (until > now()) break // in the order of sending, so the rest is younger
+        leaveWindow(session, id)
+      }
+      deliver(session)
+    }
+    if (unreleased.size > 0) await releaseNow()
+    if (open.size === 0) return
+    for (const connectionId of await directory.waiting()) wake(connectionId)
+  }
+
+  /** Ends every session of this instance in one statement. The sockets stay; the caller closes them. */
+  async function closeAll(): Promise<void> {
+    for (const session of open.values()) end(session)
+    open.clear()
+    opened.clear()
+    await directory.closeAll()
+  }
+
+  function onHint(connectionId: string, hint: Hint): void {
+    if (hint.kind === 'added') return wake(connectionId)
+    const session = open.get(connectionId)
+    // A newer session of this instance also hears of the end of its predecessor.
+    if (!session || session.epoch > hint.epoch) return
+    open.delete(connectionId)
+    end(session)
+    if (hint.kind === 'replaced') tellReplaced(session)
+  }
+
+  function wake(connectionId: string): void {
+    const session = open.get(connectionId)
+    if (!session) return
+    session.wanted = true
+    deliver(session)
+  }
+
+  function deliver(session: Session): void {
+    if (session.delivering || !session.wanted) return
+    session.delivering = true
+    deliverAll(session)
+      // Nothing is lost: `wanted` is still set, and the next hint, removal or tick tries again.
+      .catch((err: unknown) => log.warn({ err, connectionId: session.connectionId }, 'delivery failed, the messages stay in the queue'))
+      .finally(() => (session.delivering = false))
+  }
+
+  async function deliverAll(session: Session): Promise<void> {
+    const { connectionId, epoch, socket, window } = session
+    while (session.wanted && isOpen(session) && hasRoom(session)) {
+      session.wanted = false
+      const until = now() + (leaseMs || WINDOW_LEASE_MS)
+      let claimed
+      try {
+        claimed = await store.claim({
+          connectionId,
+          epoch,
+          limit: WINDOW_MESSAGES - window.size,
+          limitBytes: WINDOW_BYTES - session.windowBytes,
+          alone: window.size === 0,
+          leaseMs,
+        })
+      } catch (error) {
+        session.wanted = true
+        throw error
+      }
+      if (!isOpen(session)) return
+      if (!claimed.current) {
+        // A newer session exists and the hint that said so was lost. What arrived is for its owner.
+        if (!opening.has(connectionId)) over(session) // otherwise add() will, and knows whether the socket is the same
+        publish(connectionId, { kind: 'added' })
+        return
+      }
+      if (claimed.messages.length > 0) {
+        for (const { id, payloadBytes } of claimed.messages) {
+          window.set(id, { bytes: payloadBytes, until })
+          session.windowBytes += payloadBytes
+        }
+        socket.send(messagesReceived(connectionId, claimed.messages), () => deliver(session))
+      }
+      if (claimed.more) session.wanted = true
+      if (claimed.more && claimed.messages.length === 0) return // what is next does not fit until something is removed
+    }
+  }
+
+  function isOpen(session: Session): boolean {
+    return open.get(session.connectionId) === session && session.socket.isOpen
+  }
+
+  function hasRoom({ window, windowBytes, socket }: Session): boolean {
+    return window.size < WINDOW_MESSAGES && windowBytes < WINDOW_BYTES && socket.bufferedBytes < MAX_BUFFERED_BYTES
+  }
+
+  function leaveWindow(session: Session, id: string): void {
+    const entry = session.window.get(id)
+    if (!entry) return
+    session.window.delete(id)
+    session.windowBytes -= entry.bytes
+  }
+
+  /** Over, whatever the reason. The directory is told by whoever knows why. */
+  function end(session: Session): void {
+    session.unsubscribe().catch((err: unknown) => log.warn({ err, connectionId: session.connectionId }, 'unsubscribe failed'))
+  }
+
+  function release(sessions: readonly Session[]): void {
+    if (sessions.length === 0) return
+    for (const { epoch, connectionId } of sessions) unreleased.set(epoch, connectionId)
+    releaseNow().catch((err: unknown) => log.warn({ err, sessions: unreleased.size }, 'could not release live sessions, trying again'))
+  }
+
+  async function releaseNow(): Promise<void> {
+    const sessions = [...unreleased].map(([epoch, connectionId]) => ({ epoch, connectionId }))
+    await directory.closeMany(sessions)
+    for (const { epoch } of sessions) unreleased.delete(epoch)
+  }
+
+  function tellReplaced({ connectionId, sessionId, socket }: Session): void {
+    if (socket.isOpen) socket.send(liveSessionReplaced(connectionId, sessionId))
+  }
+
+  function displaceFormer(connectionId: string, former: { instanceId: string | undefined; epoch: number } | undefined): void {
+    if (!former) return
+    const session = open.get(connectionId)
+    if (session?.epoch === former.epoch) over(session)
+    else if (former.instanceId && former.instanceId !== directory.instanceId)
+      publish(connectionId, { kind: 'replaced', epoch: former.epoch })
+  }
+
+  function over(session: Session): void {
+    if (open.get(session.connectionId) === session) open.delete(session.connectionId)
+    end(session)
+    tellReplaced(session)
+  }
+
+  function publish(connectionId: string, hint: Hint): void {
+    pubsub
+      .publish(connectionId, hint)
+      .catch((err: unknown) => log.warn({ err, connectionId, hint: hint.kind }, 'publish failed, the message is stored'))
+  }
+}
+
+/** [spec: messagesReceived] No top-level `id`; the empty one in `params` is what existing clients expect. */
+function messagesReceived(connectionId: string, messages: Parameters<typeof stringifyMessages>[0]): string {
+  return `{"jsonrpc":"2.0","method":"messagesReceived","params":{"connectionId":${JSON.stringify(connectionId)},"messages":${stringifyMessages(messages)},"id":""}}`
+}
+
+function liveSessionReplaced(connectionId: string, sessionId: string): string {
+  return JSON.stringify({ jsonrpc: '2.0', method: 'liveSessionReplaced', params: { connectionId, sessionId } })
+}

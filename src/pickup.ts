@@ -1,0 +1,91 @@
+import type { Limits, OperationName, Params, Result } from './contract.js'
+import { CallError } from './errors.js'
+import type { LiveSessions, Socket } from './live-sessions.js'
+import type { MessageStore } from './ports.js'
+import type { createQuota } from './quota.js'
+
+/** Who calls. A socket can be delivered to; a REST request has none. */
+export interface Caller {
+  readonly socket?: Socket
+}
+
+/** One method for each row of the contract: a row without a handler does not compile. */
+export type Pickup = {
+  [Name in OperationName]: (params: Params<Name>, caller: Caller) => Promise<Result<Name>>
+}
+
+export interface PickupOptions {
+  store: MessageStore
+  liveSessions: LiveSessions
+  quota: ReturnType<typeof createQuota>
+  limits: Limits
+  leaseMs: number
+}
+
+/** The eight operations. Each writes to the store first, then tells whoever may listen, then answers. */
+export function createPickup({ store, liveSessions, quota, limits, leaseMs }: PickupOptions): Pickup {
+  return {
+    async addMessage({ connectionId, recipientDids, payload, receivedAt, idempotencyKey }) {
+      const payloadBytes = Buffer.byteLength(payload)
+      if (payloadBytes > limits.maxPayloadBytes) {
+        throw new CallError(
+          'payload_too_large',
+          `payload must be at most ${limits.maxPayloadBytes} bytes of JSON, it has ${payloadBytes}.`,
+          {
+            field: 'payload',
+            limit: limits.maxPayloadBytes,
+          },
+        )
+      }
+      const id = await quota.run(connectionId, payloadBytes, () =>
+        store.add({ connectionId, recipientDids, payload, payloadBytes, receivedAt, idempotencyKey }),
+      )
+      liveSessions.announce(connectionId)
+      return id
+    },
+
+    async takeFromQueue({ connectionId, recipientDid, limit = Infinity, limitBytes = Infinity, deleteMessages = false }) {
+      const messages = await store.take({
+        connectionId,
+        recipientDid,
+        limit: Math.min(limit, limits.maxTakeMessages),
+        limitBytes: Math.min(limitBytes, limits.maxTakeBytes),
+        remove: deleteMessages,
+        leaseMs,
+      })
+      if (deleteMessages)
+        liveSessions.removed(
+          connectionId,
+          messages.map(({ id }) => id),
+        )
+      return messages
+    },
+
+    getAvailableMessageCount({ connectionId, recipientDid }) {
+      return store.count(connectionId, recipientDid)
+    },
+
+    async removeMessages({ connectionId, messageIds }) {
+      await store.remove(connectionId, messageIds)
+      liveSessions.removed(connectionId, messageIds)
+      return null
+    },
+
+    async removeAllMessages({ connectionId, recipientDid }) {
+      liveSessions.removed(connectionId, await store.removeAll(connectionId, recipientDid))
+      return null
+    },
+
+    async getLiveSession({ connectionId }) {
+      return (await liveSessions.isLive(connectionId)) || null
+    },
+
+    addLiveSession({ connectionId, sessionId }, { socket }) {
+      return liveSessions.add(connectionId, sessionId, socket)
+    },
+
+    removeLiveSession({ connectionId, sessionId }, { socket }) {
+      return liveSessions.remove(connectionId, sessionId, socket)
+    },
+  }
+}

@@ -1,0 +1,133 @@
+import type { JsonText } from './json.js'
+
+/**
+ * What the queue needs from the world. Each port states the promise that every backend keeps; `test/contracts/` holds
+ * them to it.
+ */
+
+export interface NewMessage {
+  connectionId: string
+  recipientDids: readonly string[]
+  payload: JsonText
+  payloadBytes: number
+  /** ISO 8601; the store's own time when absent. */
+  receivedAt?: string
+  idempotencyKey?: string
+}
+
+export interface StoredMessage {
+  id: string
+  /** ISO 8601, UTC, milliseconds. */
+  receivedAt: string
+  encryptedMessage: JsonText
+}
+
+export interface DeliverableMessage extends StoredMessage {
+  payloadBytes: number
+}
+
+export interface Take {
+  connectionId: string
+  recipientDid?: string
+  limit: number
+  /** The first message is returned even when it alone is larger. */
+  limitBytes: number
+  /** Read and delete in one statement. */
+  remove: boolean
+  /** How long a taken message stays in flight while its connection has a live session; 0 switches that off. */
+  leaseMs: number
+}
+
+export interface Claim {
+  connectionId: string
+  /** The session that will deliver. A claim for a session that is not the current one finds nothing. */
+  epoch: number
+  limit: number
+  limitBytes: number
+  /** A message larger than `limitBytes` may be claimed, by itself. */
+  alone: boolean
+  leaseMs: number
+}
+
+/**
+ * The queue itself. It is the truth: a call that returned has been committed, and a call that failed says so by throwing.
+ *
+ * Per connection, messages are ordered as the store accepted them: a message whose `add` returned before another `add`
+ * was called comes first. Adds of one process for one connection are accepted in the order in which they were called.
+ *
+ * In flight is a fact about a message *and* the current live session of its connection: a message marked for a session
+ * stops being in flight the moment that session is closed or displaced, without being touched.
+ */
+export interface MessageStore {
+  /** @returns the id; with an `idempotencyKey` seen before on this connection, the id of that message. */
+  add(message: NewMessage): Promise<string>
+  /** Oldest first. With `remove`, no message is given to two callers. */
+  take(take: Take): Promise<StoredMessage[]>
+  /** Not removed, not expired, not in flight. */
+  count(connectionId: string, recipientDid?: string): Promise<number>
+  /** Unknown ids are fine. */
+  remove(connectionId: string, ids: readonly string[]): Promise<void>
+  /** @returns the ids that were removed. */
+  removeAll(connectionId: string, recipientDid: string): Promise<string[]>
+  /** All that is stored for the connection, in flight or not. */
+  depth(connectionId: string): Promise<{ messages: number; bytes: number }>
+  /**
+   * Marks what arrived during the session and is not in flight as pushed in it, oldest first, and returns it.
+   * `more` is true when something was left only because of the limits; `current` is false when the session is not (any
+   * more) the connection's current one.
+   */
+  claim(claim: Claim): Promise<{ messages: DeliverableMessage[]; more: boolean; current: boolean }>
+  /** Deletes up to `limit` messages past their time. @returns how many. */
+  expire(limit: number): Promise<number>
+  /** Throws unless the store answers. */
+  ping(): Promise<void>
+}
+
+export interface OpenedSession {
+  /** Grows with every session of every connection: of two sessions of one connection the larger is the newer. */
+  epoch: number
+  /** The instance and epoch of the session that was displaced, when there was one. */
+  former?: { instanceId: string | undefined; epoch: number }
+}
+
+/**
+ * Which connection is live, and on which instance: the shared half of a live session (the socket is the other).
+ * A session with a socket counts as long as its instance renews the lease; one without lasts `ttlMs`.
+ */
+export interface SessionDirectory {
+  readonly instanceId: string
+  /** Records this instance as owner and releases what a former session had in flight, in one transaction. */
+  open(session: { connectionId: string; sessionId: string; ttlMs?: number }): Promise<OpenedSession>
+  /** Ends the session of the connection, if it is the one with this `epoch` and `sessionId` (where given). */
+  close(session: { connectionId: string; epoch?: number; sessionId?: string }): Promise<OpenedSession['former']>
+  /** Ends those that are still current, in one statement. */
+  closeMany(sessions: readonly { connectionId: string; epoch: number }[]): Promise<void>
+  /** Ends all sessions of this instance, and its lease, in one statement. */
+  closeAll(): Promise<void>
+  isLive(connectionId: string): Promise<boolean>
+  /** Keeps the sessions of this instance alive for another lease. */
+  renew(): Promise<void>
+  /** Connections with a live session on this instance for which `claim` would find something. One query. */
+  waiting(): Promise<string[]>
+}
+
+/** What an instance tells the others about a connection. It carries ids only, and may be lost, late or forged. */
+export type Hint = { kind: 'added' } | { kind: 'replaced' | 'ended'; epoch: number }
+
+/** A hint is delivered at most once to each subscriber, in no promised order, and possibly not at all. */
+export interface PubSub {
+  publish(connectionId: string, hint: Hint): Promise<void>
+  /** Resolves once hints published from now on arrive. @returns unsubscribe. */
+  subscribe(connectionId: string, onHint: (hint: Hint) => void): Promise<() => Promise<void>>
+}
+
+/** The part of a logger that the queue uses (pino's). */
+export interface Log {
+  debug(facts: object, text: string): void
+  info(facts: object, text: string): void
+  warn(facts: object, text: string): void
+  error(facts: object, text: string): void
+}
+
+/** Milliseconds that only grow; nothing in the store is decided by it. */
+export type Clock = () => number

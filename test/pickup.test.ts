@@ -1,0 +1,17 @@
+import t from 'tap'
+import { message, newConnectionId, startService } from './helpers/service.js'
+
+const service = await startService(t)
+
+t.test('a message can be added, counted, taken and removed', async (t) => {
+  const client = await service.connect()
+  const connectionId = newConnectionId()
+  const id = await client.call('addMessage', message(connectionId))
+  t.type(id, 'string')
+  t.equal(await client.call('getAvailableMessageCount', { connectionId }), 1)
+  const [taken] = await client.call('takeFromQueue', { connectionId })
+  t.equal(taken.id, id)
+  t.same(taken.encryptedMessage, message(connectionId).payload)
+  t.equal(await client.call('removeMessages', { connectionId, messageIds: [id] }), null)
+  t.equal(await client.call('getAvailableMessageCount', { connectionId }), 0)
+})
