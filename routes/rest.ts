@@ -2,7 +2,6 @@ import { isUtf8 } from 'node:buffer'
 import { Type, type TSchema } from '@sinclair/typebox'
 import type { FastifyInstance, FastifyRequest, FastifySchema } from 'fastify'
 import type { Call, CallResult } from '../src/calls.js'
-import type { Operation } from '../src/contract.js'
 import { CallError, errorTable } from '../src/errors.js'
 import { parseJson, type ParsedJson } from '../src/json.js'
 
