@@ -13,10 +13,12 @@ const open = {
   name: 'open_session',
   // Uses live_sessions_pkey, and the primary key of queued_messages backwards from the newest message. A statement ends
   // within 1.2 s (statement_timeout), so what is committed after this one was accepted less than 5 s before it.
+  // `former` is read by the SELECT, not only by RETURNING: there the row it locks has been replaced by this very statement.
   text: `WITH former AS (SELECT epoch, instance_id FROM live_sessions WHERE connection_id = $1 FOR UPDATE)
   INSERT INTO live_sessions AS s (connection_id, session_id, instance_id, expires_at, since, since_seq)
-  VALUES ($1, $2, $3, now() + $4::int * interval '1 ms', pg_current_snapshot(), coalesce((
-    SELECT seq FROM queued_messages WHERE connection_id = $1 AND accepted_at < now() - interval '5 seconds' ORDER BY seq DESC LIMIT 1), 0))
+  SELECT $1, $2, $3::uuid, now() + $4::int * interval '1 ms', pg_current_snapshot(), coalesce((
+    SELECT seq FROM queued_messages WHERE connection_id = $1 AND accepted_at < now() - interval '5 seconds' ORDER BY seq DESC LIMIT 1), 0)
+  FROM (SELECT count(*) FROM former) locked
   ON CONFLICT (connection_id) DO UPDATE SET session_id = excluded.session_id, instance_id = excluded.instance_id,
     expires_at = excluded.expires_at, since = excluded.since, since_seq = excluded.since_seq, epoch = DEFAULT
   RETURNING s.epoch, (SELECT epoch FROM former), (SELECT instance_id FROM former)`,

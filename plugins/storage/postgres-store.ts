@@ -152,6 +152,8 @@ export { statements }
 // A batch is bounded so that one of large payloads neither stalls the event loop nor runs into statement_timeout.
 const BATCH = { lanes: 2, maxItems: 200, maxBytes: 4 * 1024 * 1024, maxWaitingBytes: 256 * 1024 * 1024, maxWaitMs: 1_000 }
 
+const MAX_TAG = 2 ** 31 // an integer column
+
 type MessageRow = [seq: string, tag: number, receivedMs: number, payload: JsonText]
 
 export interface PostgresStoreOptions {
@@ -161,7 +163,7 @@ export interface PostgresStoreOptions {
 }
 
 export function createPostgresStore({ query, messageTtlSeconds }: PostgresStoreOptions): MessageStore {
-  const tag = randomInt(2 ** 31)
+  const tag = randomInt(MAX_TAG)
   const ttl = messageTtlSeconds > 0 ? `${messageTtlSeconds} seconds` : '1000 years'
 
   return {
@@ -314,5 +316,6 @@ function formatId(seq: string, tag: number): string {
 
 function parseId(id: string): { seq: string; tag: number } | undefined {
   const match = /^(\d{1,18})-([0-9a-z]{1,6})$/.exec(id)
-  return match ? { seq: match[1]!, tag: parseInt(match[2]!, 36) } : undefined
+  const tag = match ? parseInt(match[2]!, 36) : NaN
+  return match && tag < MAX_TAG ? { seq: match[1]!, tag } : undefined
 }

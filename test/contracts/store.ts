@@ -1,0 +1,354 @@
+import type { Test } from 'tap'
+import { randomUUID } from 'node:crypto'
+import type { JsonText } from '../../src/json.js'
+import type { MessageStore, NewMessage, SessionDirectory } from '../../src/ports.js'
+
+export interface StoreUnderTest {
+  /** Two stores on the same data, as two instances have them. */
+  stores: [MessageStore, MessageStore]
+  sessions: SessionDirectory
+  /** A third store on the same data, with messages that expire after a second. */
+  expiring: MessageStore
+}
+
+const DID_A = 'did:key:a'
+const DID_B = 'did:key:b'
+
+/** The contract of the ports MessageStore and SessionDirectory, which share their data. Every backend runs it. */
+export async function storeContract(t: Test, { stores, sessions, expiring }: StoreUnderTest): Promise<void> {
+  const [store, other] = stores
+  const newId = () => randomUUID()
+  const message = (connectionId: string, text: string, more: Partial<NewMessage> = {}): NewMessage => {
+    const payload = JSON.stringify({ ciphertext: text }) as JsonText
+    return { connectionId, recipientDids: [DID_A], payload, payloadBytes: Buffer.byteLength(payload), ...more }
+  }
+  const take = { limit: 1_000, limitBytes: 8_000_000, remove: false, leaseMs: 30_000 }
+  const claim = { limit: 256, limitBytes: 1_000_000, alone: true, leaseMs: 30_000 }
+  const textOf = ({ encryptedMessage }: { encryptedMessage: JsonText }) => (JSON.parse(encryptedMessage) as { ciphertext: string }).ciphertext
+  const texts = (messages: { encryptedMessage: JsonText }[]) => messages.map(textOf)
+  const numbers = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, i) => String(from + i))
+  const fill = (connectionId: string, from: number, to: number) =>
+    Promise.all(numbers(from, to).map((n) => store.add(message(connectionId, n))))
+
+  t.test('concurrent adds of one process for one connection keep the order of their calls', async (t) => {
+    const connections = Array.from({ length: 5 }, newId)
+    const calls = numbers(1, 300).flatMap((n) => connections.map((connectionId) => ({ connectionId, n })))
+    const ids = await Promise.all(calls.map(({ connectionId, n }) => store.add(message(connectionId, n))))
+    t.equal(new Set(ids).size, ids.length, 'ids are unique')
+    for (const connectionId of connections) {
+      const messages = await other.take({ ...take, connectionId })
+      t.same(texts(messages), numbers(1, 300))
+      t.same(
+        messages.map(({ id }) => id),
+        ids.filter((_, i) => calls[i]!.connectionId === connectionId),
+        'each call got the id of its own message',
+      )
+    }
+  })
+
+  t.test('adds through two instances come in the order in which they were answered', async (t) => {
+    const connectionId = newId()
+    for (const n of numbers(1, 20)) await stores[Number(n) % 2]!.add(message(connectionId, n))
+    t.same(texts(await store.take({ ...take, connectionId })), numbers(1, 20))
+  })
+
+  t.test('a payload comes back as it came, to the byte', async (t) => {
+    const connectionId = newId()
+    const payloads = ['{"z":1,"a":12345678901234567890}', '"\\u0000\\ud800"', '{ "spaced" : [1e400] }', JSON.stringify('ünï😀'), `"${'x'.repeat(100_000)}"`, '{"quote":"\\"\\\\{},"}', '"NULL"', '""']
+    for (const payload of payloads) await store.add(message(connectionId, '', { payload: payload as JsonText, payloadBytes: payload.length }))
+    t.same(
+      (await store.take({ ...take, connectionId })).map(({ encryptedMessage }) => encryptedMessage),
+      payloads,
+    )
+  })
+
+  t.test('receivedAt is what the mediator gave, or the time of the store', async (t) => {
+    const connectionId = newId()
+    await store.add(message(connectionId, '1', { receivedAt: '2020-02-29T12:00:00.5+02:00' }))
+    await store.add(message(connectionId, '2'))
+    const [given, own] = await store.take({ ...take, connectionId })
+    t.equal(given!.receivedAt, '2020-02-29T10:00:00.500Z')
+    t.match(own!.receivedAt, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/)
+    t.ok(Math.abs(Date.parse(own!.receivedAt) - Date.now()) < 60_000)
+  })
+
+  t.test('a message that the store refuses fails alone', async (t) => {
+    const connectionId = newId()
+    const results = await Promise.allSettled(
+      numbers(1, 9).map((n) => store.add(message(connectionId, n, n === '5' ? { recipientDids: ['did:\0'] } : {}))),
+    )
+    t.same(
+      results.map(({ status }) => status),
+      numbers(1, 9).map((n) => (n === '5' ? 'rejected' : 'fulfilled')),
+    )
+    t.same(
+      texts(await store.take({ ...take, connectionId })),
+      numbers(1, 9).filter((n) => n !== '5'),
+    )
+  })
+
+  t.test('an idempotencyKey answers the first id while that message exists, on every instance', async (t) => {
+    const connectionId = newId()
+    const keyed = message(connectionId, '1', { idempotencyKey: 'key' })
+    const ids = await Promise.all([store.add(keyed), other.add(keyed), store.add(message(connectionId, '2')), store.add(keyed)])
+    t.equal(ids[0], ids[1])
+    t.equal(ids[0], ids[3])
+    t.not(ids[0], ids[2])
+    const elsewhere = await store.add(message(newId(), '1', { idempotencyKey: 'key' }))
+    t.not(elsewhere, ids[0], 'the key belongs to its connection')
+    t.equal(await store.count(connectionId), 2)
+    await store.remove(connectionId, [ids[0]])
+    t.not(await other.add(keyed), ids[0], 'the key is free once its message is removed')
+  })
+
+  t.test('take without a live session can be repeated', async (t) => {
+    const connectionId = newId()
+    await fill(connectionId, 1, 5)
+    t.same(texts(await store.take({ ...take, connectionId, limit: 3 })), ['1', '2', '3'])
+    t.same(texts(await other.take({ ...take, connectionId, limit: 3 })), ['1', '2', '3'])
+    t.equal(await store.count(connectionId), 5)
+  })
+
+  t.test('recipientDid narrows what is taken, counted and removed', async (t) => {
+    const connectionId = newId()
+    const elsewhere = newId()
+    await store.add(message(connectionId, 'a'))
+    await store.add(message(connectionId, 'b', { recipientDids: [DID_B] }))
+    await store.add(message(connectionId, 'ab', { recipientDids: [DID_A, DID_B] }))
+    await store.add(message(elsewhere, 'b', { recipientDids: [DID_B] }))
+    t.same(texts(await store.take({ ...take, connectionId, recipientDid: DID_B })), ['b', 'ab'])
+    t.equal(await store.count(connectionId, DID_A), 2)
+    t.equal((await store.removeAll(connectionId, DID_B)).length, 2)
+    t.same(texts(await store.take({ ...take, connectionId })), ['a'])
+    t.equal(await store.count(elsewhere), 1, 'other connections are not touched')
+  })
+
+  t.test('a byte limit ends the batch; what could never fit is passed over, and goes alone when it is first', async (t) => {
+    const connectionId = newId()
+    for (const [text, payloadBytes] of [
+      ['1', 400],
+      ['2', 5_000],
+      ['3', 400],
+      ['4', 400],
+      ['5', 100],
+    ] as const) {
+      await store.add(message(connectionId, text, { payloadBytes }))
+    }
+    for (const remove of [false, true]) {
+      const [expectation, label] = [['1', '3'], remove ? 'removing' : 'reading'] as const
+      t.same(texts(await store.take({ ...take, connectionId, limitBytes: 1_000, remove })), expectation, label)
+    }
+    t.same(texts(await store.take({ ...take, connectionId, limitBytes: 1_000, remove: true })), ['2'])
+    t.same(texts(await store.take({ ...take, connectionId, limitBytes: 1_000, remove: true })), ['4', '5'])
+  })
+
+  t.test('sixteen concurrent callers that delete as they take share the messages, none twice, each in order', async (t) => {
+    const connectionId = newId()
+    await fill(connectionId, 1, 500)
+    const drain = async (own: MessageStore) => {
+      const mine: string[][] = []
+      for (;;) {
+        const batch = texts(await own.take({ ...take, connectionId, limit: 7, remove: true }))
+        if (batch.length === 0) return mine
+        mine.push(batch)
+      }
+    }
+    const batches = (await Promise.all(Array.from({ length: 16 }, (_, i) => drain(stores[i % 2]!)))).flat()
+    t.ok(
+      batches.every((batch) => batch.every((text, i) => i === 0 || Number(text) > Number(batch[i - 1]))),
+      'each batch ascends',
+    )
+    t.same(
+      batches.flat().sort((a, b) => Number(a) - Number(b)),
+      numbers(1, 500),
+    )
+  })
+
+  t.test('removing is idempotent, and unknown ids are fine', async (t) => {
+    const connectionId = newId()
+    const ids = await fill(connectionId, 1, 3)
+    await store.remove(connectionId, [ids[0]!, ids[0]!, 'unknown', '', '1', '999999999999999999-zzzzzz', `${ids[1]!.split('-')[0]}-zz`])
+    await other.remove(connectionId, [ids[0]!])
+    await store.remove(connectionId, [])
+    await store.remove(newId(), ids)
+    t.same(texts(await store.take({ ...take, connectionId })), ['2', '3'])
+  })
+
+  t.test('depth counts messages and bytes', async (t) => {
+    const connectionId = newId()
+    t.same(await store.depth(connectionId), { messages: 0, bytes: 0 })
+    await store.add(message(connectionId, '1', { payloadBytes: 100 }))
+    await store.add(message(connectionId, '2', { payloadBytes: 23 }))
+    t.same(await other.depth(connectionId), { messages: 2, bytes: 123 })
+  })
+
+  t.test('expired messages are neither counted nor taken, and are deleted', async (t) => {
+    const connectionId = newId()
+    await fill(connectionId, 1, 3)
+    t.equal(await expiring.count(connectionId), 3)
+    while ((await expiring.count(connectionId)) > 0) await new Promise((resolve) => setTimeout(resolve, 50))
+    t.same(await expiring.take({ ...take, connectionId }), [])
+    t.same(await expiring.take({ ...take, connectionId, remove: true }), [])
+    t.equal(await store.count(connectionId), 3, 'they are still there for a store that keeps them longer')
+    let deleted = 0
+    for (let batch = -1; batch !== 0; deleted += batch) batch = await expiring.expire(2)
+    t.ok(deleted >= 3)
+    t.equal(await store.count(connectionId), 0)
+  })
+
+  t.test('sessions: the newest wins, and only the named one is ended', async (t) => {
+    const connectionId = newId()
+    t.equal(await sessions.isLive(connectionId), false)
+    t.equal(await sessions.close({ connectionId }), undefined)
+    const first = await sessions.open({ connectionId, sessionId: 'one' })
+    t.equal(first.former, undefined)
+    t.equal(await sessions.isLive(connectionId), true)
+    const second = await sessions.open({ connectionId, sessionId: 'two' })
+    t.ok(second.epoch > first.epoch)
+    t.same(second.former, { epoch: first.epoch, instanceId: sessions.instanceId })
+    t.equal(await sessions.close({ connectionId, epoch: first.epoch }), undefined, 'the late remove of the former owner')
+    t.equal(await sessions.close({ connectionId, sessionId: 'one' }), undefined)
+    await sessions.closeMany([{ connectionId, epoch: first.epoch }])
+    t.equal(await sessions.isLive(connectionId), true)
+    t.same(await sessions.close({ connectionId, sessionId: 'two' }), { epoch: second.epoch, instanceId: sessions.instanceId })
+    t.equal(await sessions.isLive(connectionId), false)
+  })
+
+  t.test('sessions: without a socket one lasts as long as it was told', async (t) => {
+    const connectionId = newId()
+    await sessions.open({ connectionId, sessionId: 'rest', ttlMs: 300 })
+    t.equal(await sessions.isLive(connectionId), true)
+    while (await sessions.isLive(connectionId)) await new Promise((resolve) => setTimeout(resolve, 20))
+    t.equal(await sessions.close({ connectionId }), undefined, 'there is nothing left to end')
+  })
+
+  t.test('in flight: what was taken during a live session is hidden until the lease runs out or the session ends', async (t) => {
+    const connectionId = newId()
+    await fill(connectionId, 1, 4)
+    const { epoch } = await sessions.open({ connectionId, sessionId: 's' })
+    t.same(texts(await store.take({ ...take, connectionId, limit: 2 })), ['1', '2'])
+    t.equal(await other.count(connectionId), 2)
+    t.same(texts(await other.take({ ...take, connectionId, limit: 2, leaseMs: 200 })), ['3', '4'])
+    t.same(await store.take({ ...take, connectionId, remove: true }), [], 'not handed out a second time')
+    while ((await store.count(connectionId)) === 0) await new Promise((resolve) => setTimeout(resolve, 20))
+    t.same(texts(await store.take({ ...take, connectionId })), ['3', '4'], 'the short lease ran out')
+    await sessions.close({ connectionId, epoch })
+    t.equal(await store.count(connectionId), 4, 'the end of the session releases at once')
+    t.same(texts(await store.take({ ...take, connectionId })), ['1', '2', '3', '4'])
+  })
+
+  t.test('in flight: a new session releases what the former one had', async (t) => {
+    const connectionId = newId()
+    await fill(connectionId, 1, 2)
+    await sessions.open({ connectionId, sessionId: 'one' })
+    await store.take({ ...take, connectionId })
+    t.equal(await store.count(connectionId), 0)
+    await sessions.open({ connectionId, sessionId: 'two' })
+    t.equal(await store.count(connectionId), 2)
+  })
+
+  t.test('in flight: leases of 0 ms switch it off', async (t) => {
+    const connectionId = newId()
+    await fill(connectionId, 1, 2)
+    await sessions.open({ connectionId, sessionId: 's' })
+    t.same(texts(await store.take({ ...take, connectionId, leaseMs: 0 })), ['1', '2'])
+    t.same(texts(await store.take({ ...take, connectionId, leaseMs: 0 })), ['1', '2'])
+    t.equal(await store.count(connectionId), 2)
+  })
+
+  t.test('sixteen concurrent takers during a live session get each message once', async (t) => {
+    const connectionId = newId()
+    await fill(connectionId, 1, 200)
+    await sessions.open({ connectionId, sessionId: 's' })
+    const drain = async (own: MessageStore) => {
+      const mine: string[] = []
+      for (;;) {
+        const batch = texts(await own.take({ ...take, connectionId, limit: 7 }))
+        if (batch.length === 0) return mine
+        mine.push(...batch)
+      }
+    }
+    const all = (await Promise.all(Array.from({ length: 16 }, (_, i) => drain(stores[i % 2]!)))).flat()
+    t.same(
+      all.sort((a, b) => Number(a) - Number(b)),
+      numbers(1, 200),
+    )
+  })
+
+  t.test('claim: what arrived during the session, once, in order; the backlog is not touched', async (t) => {
+    const connectionId = newId()
+    await fill(connectionId, 1, 3)
+    const { epoch } = await sessions.open({ connectionId, sessionId: 's' })
+    t.same(await store.claim({ ...claim, connectionId, epoch }), { messages: [], more: false, current: true })
+    await fill(connectionId, 4, 9)
+    const first = await store.claim({ ...claim, connectionId, epoch, limit: 4 })
+    t.same(texts(first.messages), ['4', '5', '6', '7'])
+    t.equal(first.more, true)
+    const second = await other.claim({ ...claim, connectionId, epoch })
+    t.same(texts(second.messages), ['8', '9'])
+    t.equal(second.more, false)
+    t.equal(await store.count(connectionId), 3, 'pushed messages are hidden from the count')
+    t.equal((await store.take({ ...take, connectionId })).length, 9, 'and take still returns them')
+  })
+
+  t.test('claim: a session that is not the current one gets nothing', async (t) => {
+    const connectionId = newId()
+    const { epoch } = await sessions.open({ connectionId, sessionId: 'one' })
+    await sessions.open({ connectionId, sessionId: 'two' })
+    await fill(connectionId, 1, 2)
+    t.same(await store.claim({ ...claim, connectionId, epoch }), { messages: [], more: false, current: false })
+    t.equal(await store.count(connectionId), 2)
+  })
+
+  t.test('claim: the window of bytes is kept, and a larger message goes alone', async (t) => {
+    const connectionId = newId()
+    const { epoch } = await sessions.open({ connectionId, sessionId: 's' })
+    for (const [text, payloadBytes] of [
+      ['1', 600],
+      ['2', 600],
+      ['3', 9_000],
+    ] as const) {
+      await store.add(message(connectionId, text, { payloadBytes }))
+    }
+    const limited = { ...claim, connectionId, epoch, limitBytes: 1_000 }
+    const first = await store.claim(limited)
+    t.same(
+      first.messages.map(({ payloadBytes }) => payloadBytes),
+      [600],
+    )
+    t.equal(first.more, true)
+    t.same(await store.claim({ ...limited, limitBytes: 400, alone: false }), { messages: [], more: true, current: true })
+    t.same(texts((await store.claim(limited)).messages), ['2'])
+    t.same((await store.claim({ ...limited, alone: false })).messages, [])
+    t.same(texts((await store.claim(limited)).messages), ['3'])
+  })
+
+  t.test('waiting names the connections of this instance for which there is something to deliver', async (t) => {
+    const [quiet, backlog, waiting, delivered, closed] = Array.from({ length: 5 }, newId) as [string, string, string, string, string]
+    await fill(backlog, 1, 1)
+    const epochs = new Map<string, number>()
+    for (const connectionId of [quiet, backlog, waiting, delivered, closed]) {
+      epochs.set(connectionId, (await sessions.open({ connectionId, sessionId: 's' })).epoch)
+    }
+    for (const connectionId of [waiting, delivered, closed]) await fill(connectionId, 1, 1)
+    await store.claim({ ...claim, connectionId: delivered, epoch: epochs.get(delivered)! })
+    await sessions.close({ connectionId: closed })
+    const found = await sessions.waiting()
+    t.same(
+      [quiet, backlog, waiting, delivered, closed].filter((connectionId) => found.includes(connectionId)),
+      [waiting],
+    )
+  })
+
+  t.test('ending all sessions of the instance releases everything', async (t) => {
+    const connectionId = newId()
+    await fill(connectionId, 1, 2)
+    await sessions.open({ connectionId, sessionId: 's' })
+    await store.take({ ...take, connectionId })
+    await sessions.closeAll()
+    t.equal(await sessions.isLive(connectionId), false)
+    t.equal(await store.count(connectionId), 2)
+    await sessions.renew()
+    t.equal(await sessions.isLive(connectionId), false, 'for good')
+  })
+}

@@ -1,0 +1,242 @@
+import { once } from 'node:events'
+import t from 'tap'
+import { DID, connect, message, newConnectionId, startService, type TestSocket } from './helpers/service.js'
+
+const service = await startService(t)
+const open = (client: TestSocket, connectionId: string, sessionId = 's') => client.call('addLiveSession', { connectionId, sessionId })
+const range = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, i) => from + i)
+const texts = (messages: { encryptedMessage: { ciphertext: string } }[]) => messages.map((m) => m.encryptedMessage.ciphertext)
+
+t.test('what arrives during a live session is delivered to its socket, after the commit and in order', async (t) => {
+  const [sender, owner] = [await service.connect(), await service.connect()]
+  const connectionId = newConnectionId()
+  t.equal(await open(owner, connectionId), true)
+  const ids = await Promise.all(range(1, 50).map((n) => sender.call('addMessage', message(connectionId, n))))
+  const messages = await owner.received(50)
+  t.same(
+    messages.map(({ id }) => id),
+    ids,
+  )
+  t.same(
+    messages.map((m) => m.connectionId),
+    range(1, 50).map(() => connectionId),
+  )
+  const frame = await owner.frame(({ method }) => method === 'messagesReceived')
+  t.notOk('id' in frame, 'a notification has no id')
+  t.equal(frame.params.id, '')
+  t.match(messages[0]!.receivedAt, /^\d{4}-.*Z$/)
+  t.equal(await sender.call('getAvailableMessageCount', { connectionId }), 0, 'pushed messages are hidden from the count')
+  await owner.call('removeMessages', { connectionId, messageIds: ids })
+  t.same(await owner.call('takeFromQueue', { connectionId }), [])
+})
+
+t.test('the backlog is not pushed: the client asks for it', async (t) => {
+  const owner = await service.connect()
+  const connectionId = newConnectionId()
+  await owner.call('addMessage', message(connectionId, 1))
+  await open(owner, connectionId)
+  await owner.call('addMessage', message(connectionId, 2))
+  t.same(texts(await owner.received(1)), ['message 2'])
+  t.equal(await owner.call('getAvailableMessageCount', { connectionId }), 1)
+  t.same(texts(await owner.call('takeFromQueue', { connectionId, limit: 1 })), ['message 1'])
+})
+
+t.test('a message added by the owner itself on the same socket is delivered to it', async (t) => {
+  const owner = await service.connect()
+  const connectionId = newConnectionId()
+  await open(owner, connectionId)
+  const id = await owner.call('addMessage', message(connectionId))
+  t.equal((await owner.received(1))[0]!.id, id)
+})
+
+t.test('the newest session wins, and the displaced owner is told', async (t) => {
+  const [a, b] = [await service.connect(), await service.connect()]
+  const connectionId = newConnectionId()
+  await open(a, connectionId, 'at a')
+  await open(b, connectionId, 'at b')
+  const told = await a.frame(({ method }) => method === 'liveSessionReplaced')
+  t.same(told.params, { connectionId, sessionId: 'at a' })
+  await b.call('addMessage', message(connectionId))
+  await b.received(1)
+  t.equal(a.frames.filter(({ method }) => method === 'messagesReceived').length, 0)
+})
+
+t.test('the late remove of a displaced owner answers false and changes nothing, until it adds again', async (t) => {
+  const [a, b] = [await service.connect(), await service.connect()]
+  const connectionId = newConnectionId()
+  await open(a, connectionId)
+  await open(b, connectionId)
+  t.equal(await a.call('removeLiveSession', { connectionId }), false)
+  t.equal(await a.call('getLiveSession', { connectionId }), true)
+  await a.call('addMessage', message(connectionId))
+  await b.received(1)
+  await open(a, connectionId)
+  t.equal(await a.call('removeLiveSession', { connectionId }), true)
+  t.equal(await a.call('getLiveSession', { connectionId }), null)
+  t.equal(await b.call('removeLiveSession', { connectionId }), false)
+})
+
+t.test('any other socket may end a session; a sessionId guards it', async (t) => {
+  const [owner, stranger] = [await service.connect(), await service.connect()]
+  const connectionId = newConnectionId()
+  t.equal(await stranger.call('removeLiveSession', { connectionId }), false)
+  await open(owner, connectionId, 'mine')
+  t.equal(await stranger.call('removeLiveSession', { connectionId, sessionId: 'another' }), false)
+  t.equal(await owner.call('getLiveSession', { connectionId }), true)
+  t.equal(await stranger.call('removeLiveSession', { connectionId, sessionId: 'mine' }), true)
+  await stranger.call('addMessage', message(connectionId))
+  t.equal(await stranger.call('getAvailableMessageCount', { connectionId }), 1)
+  t.equal(owner.frames.filter(({ method }) => method === 'messagesReceived').length, 0)
+})
+
+t.test('remove, add and count sent back to back without awaiting take effect in that order', async (t) => {
+  for (const _ of range(1, 20)) {
+    const client = await service.connect()
+    const connectionId = newConnectionId()
+    await open(client, connectionId, 'old')
+    await client.call('addMessage', message(connectionId))
+    await client.received(1)
+    const answers = await Promise.all([
+      client.call('removeLiveSession', { connectionId }),
+      client.call('addLiveSession', { connectionId, sessionId: 'new' }),
+      client.call('getAvailableMessageCount', { connectionId }),
+    ])
+    t.same(answers, [true, true, 1])
+    await client.close()
+  }
+})
+
+t.test('adds and a removeAll of one socket take effect in the order of their arrival', async (t) => {
+  const client = await service.connect()
+  const connectionId = newConnectionId()
+  const calls = range(1, 40).map((n) =>
+    n % 10 === 0 ? client.call('removeAllMessages', { connectionId, recipientDid: DID }) : client.call('addMessage', message(connectionId, n)),
+  )
+  calls.push(client.call('addMessage', message(connectionId, 41)))
+  const count = client.call('getAvailableMessageCount', { connectionId })
+  await Promise.all(calls)
+  t.equal(await count, 1)
+  t.same(texts(await client.call('takeFromQueue', { connectionId })), ['message 41'])
+})
+
+t.test('a closed socket ends all its sessions at once and releases what was in flight', async (t) => {
+  const [owner, other] = [await service.connect(), await service.connect()]
+  const connections = range(1, 5).map(newConnectionId)
+  for (const connectionId of connections) {
+    await open(owner, connectionId)
+    await other.call('addMessage', message(connectionId))
+  }
+  await owner.received(5)
+  owner.socket.terminate()
+  for (const connectionId of connections) {
+    while ((await other.call('getLiveSession', { connectionId })) !== null);
+    t.equal(await other.call('getAvailableMessageCount', { connectionId }), 1)
+  }
+})
+
+t.test('a returning wallet gets everything un-acked by taking it', async (t) => {
+  const [owner, sender] = [await service.connect(), await service.connect()]
+  const connectionId = newConnectionId()
+  await open(owner, connectionId)
+  for (const n of range(1, 4)) await sender.call('addMessage', message(connectionId, n))
+  const [first] = await owner.received(4)
+  await owner.call('removeMessages', { connectionId, messageIds: [first!.id] })
+  owner.socket.terminate()
+  const back = await service.connect()
+  await open(back, connectionId)
+  t.equal(await back.call('getAvailableMessageCount', { connectionId }), 3)
+  t.same(texts(await back.call('takeFromQueue', { connectionId })), ['message 2', 'message 3', 'message 4'])
+})
+
+t.test('at most 256 messages are un-acked in the window; removals let the rest come', async (t) => {
+  const [owner, sender] = [await service.connect(), await service.connect()]
+  const connectionId = newConnectionId()
+  await open(owner, connectionId)
+  await Promise.all(range(1, 300).map((n) => sender.call('addMessage', message(connectionId, n))))
+  const first = await owner.received(256)
+  t.equal(first.length, 256)
+  t.equal(await sender.call('getAvailableMessageCount', { connectionId }), 44)
+  await sender.call('removeMessages', { connectionId, messageIds: first.slice(0, 10).map(({ id }) => id) })
+  t.equal((await owner.received(266)).length, 266)
+  await owner.call('removeMessages', { connectionId, messageIds: first.map(({ id }) => id) })
+  t.same(
+    texts(await owner.received(300)),
+    range(1, 300).map((n) => `message ${n}`),
+  )
+})
+
+t.test('at most 1 MiB is un-acked in the window, and a larger message goes alone', async (t) => {
+  const [owner, sender] = [await service.connect(), await service.connect()]
+  const connectionId = newConnectionId()
+  await open(owner, connectionId)
+  const add = (size: number) => sender.call('addMessage', message(connectionId, 0, { payload: 'x'.repeat(size) }))
+  await add(600_000)
+  await add(600_000)
+  await add(2_000_000)
+  const sizes = async (count: number) => (await owner.received(count)).map((m) => m.encryptedMessage.length)
+  const ack = async (n: number) => owner.call('removeMessages', { connectionId, messageIds: [(await owner.received(n + 1))[n]!.id] })
+  t.same(await sizes(1), [600_000])
+  await ack(0)
+  t.same(await sizes(2), [600_000, 600_000])
+  await ack(1)
+  t.same(await sizes(3), [600_000, 600_000, 2_000_000])
+})
+
+t.test('a session over REST has no socket: it is live, and nothing is delivered', async (t) => {
+  const connectionId = newConnectionId()
+  const owner = await service.connect()
+  await open(owner, connectionId)
+  const path = `/v1/connections/${connectionId}/live-session`
+  t.same(await service.rest('PUT', path, { sessionId: 'poller' }), { status: 200, body: true })
+  await owner.frame(({ method }) => method === 'liveSessionReplaced')
+  t.same(await service.rest('GET', path), { status: 200, body: true })
+  await owner.call('addMessage', message(connectionId))
+  t.equal(await owner.call('getAvailableMessageCount', { connectionId }), 1)
+  t.same(await service.rest('DELETE', path), { status: 200, body: true })
+  t.same(await service.rest('GET', path), { status: 200, body: null })
+})
+
+t.test('a lease that runs out brings the message back, and it is delivered again', async (t) => {
+  const own = await startService(t, { LEASE_MS: '300' })
+  const [owner, sender] = [await own.connect(), await own.connect()]
+  const connectionId = newConnectionId()
+  await sender.call('addMessage', message(connectionId, 1))
+  await open(owner, connectionId)
+  await sender.call('takeFromQueue', { connectionId })
+  t.equal(await sender.call('getAvailableMessageCount', { connectionId }), 0)
+  while ((await sender.call('getAvailableMessageCount', { connectionId })) === 0);
+  t.same(texts(await sender.call('takeFromQueue', { connectionId })), ['message 1'])
+})
+
+t.test('a socket that does not answer pings is closed, and its sessions end', async (t) => {
+  const own = await startService(t, { PING_INTERVAL_MS: '100', PONG_TIMEOUT_MS: '300' })
+  const [phantom, witness] = [await own.connect(), await own.connect()]
+  const connectionId = newConnectionId()
+  await open(phantom, connectionId)
+  phantom.socket.pause() // reads nothing any more, like a process that was stopped
+  while ((await witness.call('getLiveSession', { connectionId })) !== null) await once(witness.socket, 'ping')
+  t.equal(witness.socket.readyState, witness.socket.OPEN, 'one that answers stays')
+})
+
+t.test('closing the service finishes running calls, ends the sessions and closes the sockets with 1012', async (t) => {
+  const own = await startService(t)
+  const client = await own.connect()
+  const connectionId = newConnectionId()
+  await open(client, connectionId)
+  const calls = range(1, 100).map((n) => client.ask('addMessage', message(connectionId, n)))
+  const closed = once(client.socket, 'close')
+  await calls[0]
+  await own.app.close()
+  const [code] = (await closed) as [number]
+  t.equal(code, 1012)
+  const answered = client.frames.filter(({ id }) => id !== undefined)
+  const refused = answered.filter(({ error }) => error !== undefined)
+  t.ok(refused.every(({ error }) => error!.data.code === 'shutting_down' && error!.data.retryable))
+
+  const again = await startService(t, { DATABASE_URL: own.databaseUrl })
+  const { body: stored } = await again.rest('POST', `/v1/connections/${connectionId}/messages/take`, {})
+  const acknowledged = answered.filter(({ result }) => typeof result === 'string').map(({ result }) => result)
+  for (const id of acknowledged) t.ok(stored.some((message: { id: string }) => message.id === id))
+  t.same((await again.rest('GET', `/v1/connections/${connectionId}/live-session`)).body, null)
+  await t.rejects(connect(own.url.replace('http', 'ws') + '/ws'), 'the closed service is gone')
+})

@@ -1,0 +1,58 @@
+import pg from 'pg'
+import t from 'tap'
+import { migrateDatabase } from '../plugins/storage/migrate.js'
+import { createPostgresSessions } from '../plugins/storage/postgres-sessions.js'
+import { createPostgresStore } from '../plugins/storage/postgres-store.js'
+import { createQuery } from '../plugins/storage/query.js'
+import { storeContract } from './contracts/store.js'
+import { testDatabase } from './helpers/service.js'
+
+const log = { debug() {}, info() {}, warn() {}, error() {} }
+
+t.test('the store and the sessions on Postgres keep their contract', async (t) => {
+  const connectionString = await testDatabase(t)
+  await migrateDatabase({ connectionString }, { apply: true, log })
+  const pool = new pg.Pool({ connectionString, max: 20 })
+  t.teardown(() => pool.end())
+  const query = createQuery(pool)
+  const newStore = (messageTtlSeconds: number) => createPostgresStore({ query, messageTtlSeconds })
+  const sessions = createPostgresSessions({ pool, query })
+  await sessions.renew()
+  await storeContract(t, { stores: [newStore(0), newStore(0)], sessions, expiring: newStore(1) })
+})
+
+t.test('four instances that boot together migrate an empty database once', async (t) => {
+  const connectionString = await testDatabase(t)
+  await Promise.all(Array.from({ length: 4 }, () => migrateDatabase({ connectionString }, { apply: true, log })))
+  const client = new pg.Client(connectionString)
+  await client.connect()
+  t.teardown(() => client.end())
+  const { rows } = await client.query('SELECT count(*)::int AS migrations FROM drizzle.__drizzle_migrations')
+  t.same(rows, [{ migrations: 1 }])
+})
+
+t.test('a role without DDL rights can run the service on a migrated database, and is told what to do on any other', async (t) => {
+  const connectionString = await testDatabase(t)
+  const admin = new pg.Client(connectionString)
+  await admin.connect()
+  const role = `plain_${Date.now()}`
+  await admin.query(`CREATE ROLE ${role} LOGIN`)
+  t.teardown(async () => {
+    await admin.query(`DROP OWNED BY ${role}; DROP ROLE ${role}`)
+    await admin.end()
+  })
+  const asRole = { connectionString: connectionString.replace(/\/\/[^@]*@/, `//${role}@`) }
+  await t.rejects(migrateDatabase(asRole, { apply: true, log }), /npm run migrate with a role that may/)
+  await t.rejects(migrateDatabase(asRole, { apply: false, log }), /Run npm run migrate/)
+
+  await migrateDatabase({ connectionString }, { apply: true, log })
+  await admin.query(`GRANT USAGE ON SCHEMA drizzle TO ${role}; GRANT SELECT ON ALL TABLES IN SCHEMA drizzle TO ${role};
+    GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ${role}; GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO ${role}`)
+  await migrateDatabase(asRole, { apply: true, log })
+  const pool = new pg.Pool({ ...asRole, max: 2 })
+  t.teardown(() => pool.end())
+  const store = createPostgresStore({ query: createQuery(pool), messageTtlSeconds: 0 })
+  const id = await store.add({ connectionId: 'c', recipientDids: ['did:x'], payload: '{}' as never, payloadBytes: 2 })
+  await store.remove('c', [id])
+  t.equal(await store.count('c'), 0)
+})
