@@ -1,0 +1,51 @@
+import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { createInterface } from 'node:readline'
+
+export interface RunningServer {
+  child: ChildProcess
+  pid: number
+  /** http://127.0.0.1:port */
+  url: string
+  ws: string
+  log: { msg: string; level: number; [fact: string]: unknown }[]
+  /** Sends the signal and waits for the end. @returns the exit code, or the signal that ended it */
+  end(signal: NodeJS.Signals): Promise<number | NodeJS.Signals>
+}
+
+/** The service as a process of its own, as `npm start` runs it. Resolves once it is ready; rejects with what it said when it ends before. */
+export async function startServer(settings: Record<string, string>, options: { uid?: number; gid?: number } = {}): Promise<RunningServer> {
+  // tap hooks itself into every node below a test, by NODE_OPTIONS; this one is to run as it does outside.
+  const child = spawn('sh', ['-c', 'unset NODE_OPTIONS; exec "$0" "$@"', process.execPath, '--import', 'tsx', 'server.ts'], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: { PATH: process.env.PATH, PORT: '0', ...settings },
+    ...options,
+  })
+  const log: RunningServer['log'] = []
+  let said = ''
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (said += text))
+  const ready = new Promise<string>((resolve, reject) => {
+    createInterface({ input: child.stdout }).on('line', (line) => {
+      const fact = JSON.parse(line) as RunningServer['log'][number]
+      log.push(fact)
+      if (fact.msg === 'ready') resolve(String(fact.api).replace('/v1', ''))
+    })
+    child.once('close', (code) => reject(new Error(`the server ended with ${code}: ${said}`)))
+  })
+  const url = await ready
+  return {
+    child,
+    pid: child.pid!,
+    url,
+    ws: `${url.replace('http', 'ws')}/ws`,
+    log,
+    async end(signal) {
+      if (child.exitCode !== null || child.signalCode !== null) return child.exitCode ?? child.signalCode!
+      const closed = once(child, 'close')
+      child.kill(signal)
+      await closed
+      if (child.exitCode) console.error(`the server ended with ${child.exitCode}: ${said}${JSON.stringify(log.slice(-5))}`)
+      return child.exitCode ?? child.signalCode!
+    },
+  }
+}
