@@ -47,7 +47,10 @@ t.test('impossible combinations are refused with the sentence that mends them', 
 
 t.test('--help prints the table of settings, and a bad configuration ends with code 1 and a sentence', async (t) => {
   const run = (args: string[], environment: Record<string, string>) =>
-    spawnSync(process.execPath, ['--import', 'tsx', 'server.ts', ...args], { encoding: 'utf8', env: { PATH: process.env.PATH!, ...environment } })
+    spawnSync(process.execPath, ['--import', 'tsx', 'server.ts', ...args], {
+      encoding: 'utf8',
+      env: { PATH: process.env.PATH!, ...environment },
+    })
   const help = run(['--help'], {})
   t.equal(help.status, 0)
   t.match(help.stdout, describeConfig('text'))

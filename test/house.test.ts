@@ -10,9 +10,9 @@ const root = resolve(dirname(fileURLToPath(import.meta.url)), '..')
 /** Who may import whom. A folder that is not listed here may import anything. */
 const RULES: Record<string, (target: string) => boolean> = {
   'src/': (target) => target.startsWith('src/') || target.startsWith('node:') || target.startsWith('@sinclair/typebox'),
-  'routes/': (target) =>
-    target.startsWith('src/') || target.startsWith('node:') || ['fastify', '@sinclair/typebox', 'ws'].includes(target),
-  'plugins/': (target) => !target.startsWith('routes/') && !['app.ts', 'server.ts'].includes(target) && !/^(test|bench|examples|docs)\//.test(target),
+  'routes/': (target) => target.startsWith('src/') || target.startsWith('node:') || ['fastify', '@sinclair/typebox', 'ws'].includes(target),
+  'plugins/': (target) =>
+    !target.startsWith('routes/') && !['app.ts', 'server.ts'].includes(target) && !/^(test|bench|examples|docs)\//.test(target),
   'drizzle/': (target) => target.startsWith('drizzle-orm'),
   'app.ts': (target) => /^(src|plugins|routes)\//.test(target) || target === 'fastify',
   'server.ts': (target) => /^(src|plugins)\//.test(target) || ['app.ts', 'fastify', 'close-with-grace'].includes(target),

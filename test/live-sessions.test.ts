@@ -110,7 +110,9 @@ t.test('adds and a removeAll of one socket take effect in the order of their arr
   const client = await service.connect()
   const connectionId = newConnectionId()
   const calls = range(1, 40).map((n) =>
-    n % 10 === 0 ? client.call('removeAllMessages', { connectionId, recipientDid: DID }) : client.call('addMessage', message(connectionId, n)),
+    n % 10 === 0
+      ? client.call('removeAllMessages', { connectionId, recipientDid: DID })
+      : client.call('addMessage', message(connectionId, n)),
   )
   calls.push(client.call('addMessage', message(connectionId, 41)))
   const count = client.call('getAvailableMessageCount', { connectionId })

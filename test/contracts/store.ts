@@ -24,7 +24,8 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
   }
   const take = { limit: 1_000, limitBytes: 8_000_000, remove: false, leaseMs: 30_000 }
   const claim = { limit: 256, limitBytes: 1_000_000, alone: true, leaseMs: 30_000 }
-  const textOf = ({ encryptedMessage }: { encryptedMessage: JsonText }) => (JSON.parse(encryptedMessage) as { ciphertext: string }).ciphertext
+  const textOf = ({ encryptedMessage }: { encryptedMessage: JsonText }) =>
+    (JSON.parse(encryptedMessage) as { ciphertext: string }).ciphertext
   const texts = (messages: { encryptedMessage: JsonText }[]) => messages.map(textOf)
   const numbers = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, i) => String(from + i))
   const fill = (connectionId: string, from: number, to: number) =>
@@ -54,8 +55,18 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
 
   t.test('a payload comes back as it came, to the byte', async (t) => {
     const connectionId = newId()
-    const payloads = ['{"z":1,"a":12345678901234567890}', '"\\u0000\\ud800"', '{ "spaced" : [1e400] }', JSON.stringify('ünï😀'), `"${'x'.repeat(100_000)}"`, '{"quote":"\\"\\\\{},"}', '"NULL"', '""']
-    for (const payload of payloads) await store.add(message(connectionId, '', { payload: payload as JsonText, payloadBytes: payload.length }))
+    const payloads = [
+      '{"z":1,"a":12345678901234567890}',
+      '"\\u0000\\ud800"',
+      '{ "spaced" : [1e400] }',
+      JSON.stringify('ünï😀'),
+      `"${'x'.repeat(100_000)}"`,
+      '{"quote":"\\"\\\\{},"}',
+      '"NULL"',
+      '""',
+    ]
+    for (const payload of payloads)
+      await store.add(message(connectionId, '', { payload: payload as JsonText, payloadBytes: payload.length }))
     t.same(
       (await store.take({ ...take, connectionId })).map(({ encryptedMessage }) => encryptedMessage),
       payloads,
