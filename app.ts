@@ -28,7 +28,7 @@ export default async function app(fastify: FastifyInstance, { config }: { config
   })
 
   await fastify.register(storage, { config })
-  await fastify.register(pubsub)
+  await fastify.register(pubsub, { config })
   await fastify.register(pickup, { config })
   await fastify.register(janitor, { config })
   await fastify.register(websocket, { config })

@@ -89,5 +89,10 @@ export const liveSessions = pgTable(
     /** Nothing that arrived during the session has a seq up to this: where a search for it may begin. */
     sinceSeq: bigint('since_seq', { mode: 'number' }).notNull(),
   },
-  (table) => [index('live_sessions_instance_id').on(table.instanceId)],
+  (table) => [
+    index('live_sessions_instance_id').on(table.instanceId),
+    index('live_sessions_expires_at')
+      .on(table.expiresAt)
+      .where(sql`${table.expiresAt} is not null`),
+  ],
 )

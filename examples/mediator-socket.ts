@@ -10,7 +10,7 @@ export interface Mediator {
   call(method: string, params: object): Promise<any>
   /** Called with the messages of each messagesReceived. */
   onMessages: (messages: QueuedMessage[]) => void
-  /** The cable is cut: no close frame, no farewell. */
+  /** Gone without a close frame; the service hears of it when TCP does, or when a ping is not answered. */
   lose(): void
   close(): Promise<void>
 }

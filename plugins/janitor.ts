@@ -29,7 +29,10 @@ export default fp<{ config: Config }>(
       try {
         await app.sessions.renew()
         await app.pickup.liveSessions.tick()
-        if (ticks++ % EXPIRE_EVERY_TICKS === 0) await expire()
+        if (ticks++ % EXPIRE_EVERY_TICKS === 0) {
+          await expire()
+          await app.sessions.sweep()
+        }
         if (isDown) app.log.info({}, 'database answers again')
         isDown = false
       } catch (err) {

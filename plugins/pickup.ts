@@ -15,8 +15,8 @@ declare module 'fastify' {
       liveSessions: LiveSessions
       limits: Limits
       version: string
-      /** Whether each thing that the service stands on answers. */
-      readiness(): Promise<Record<string, boolean>>
+      /** Whether each thing that the service stands on answers. Without the store it cannot serve; without the bus it is slower. */
+      readiness(): Promise<{ store: boolean; pubsub: boolean }>
     }
   }
 }
@@ -34,13 +34,12 @@ export default fp<{ config: Config }>(
     const calls = createCalls(contract, createPickup({ store, liveSessions, quota, limits: config.limits, leaseMs: config.LEASE_MS }))
     app.decorate('pickup', { contract, calls, liveSessions, limits: config.limits, version, readiness })
 
-    async function readiness(): Promise<Record<string, boolean>> {
-      return {
-        store: await store.ping().then(
-          () => true,
-          () => false,
-        ),
-      }
+    async function readiness() {
+      const isUp = await store.ping().then(
+        () => true,
+        () => false,
+      )
+      return { store: isUp, pubsub: pubsub.isUp() }
     }
   },
   { name: 'pickup', dependencies: ['storage', 'pubsub'] },

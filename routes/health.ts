@@ -10,7 +10,9 @@ export default async function healthRoutes(app: FastifyInstance): Promise<void> 
   )
 
   const readiness = Type.Object({
-    status: Type.Union([Type.Literal('ready'), Type.Literal('not ready')]),
+    status: Type.Union([Type.Literal('ready'), Type.Literal('degraded'), Type.Literal('not ready')], {
+      description: 'degraded: it serves, but messages of other instances are delivered with a delay of some seconds.',
+    }),
     checks: Type.Record(Type.String(), Type.Boolean(), { description: 'Whether each thing that the service stands on answers.' }),
   })
   app.get(
@@ -18,8 +20,8 @@ export default async function healthRoutes(app: FastifyInstance): Promise<void> 
     { schema: { tags: ['service'], summary: 'Ready to serve', response: { 200: readiness, 503: readiness } } },
     async (_request, reply) => {
       const checks = await app.pickup.readiness()
-      const ready = Object.values(checks).every(Boolean)
-      return reply.code(ready ? 200 : 503).send({ status: ready ? 'ready' : 'not ready', checks })
+      const status = !checks.store ? 'not ready' : checks.pubsub ? 'ready' : 'degraded'
+      return reply.code(checks.store ? 200 : 503).send({ status, checks })
     },
   )
 }

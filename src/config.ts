@@ -20,6 +20,30 @@ const settings = {
     description: 'Bring the database schema up to date at boot. `false` when it is done apart, by `npm run migrate`.',
   }),
   DATA_DIR: Type.String({ default: './data', minLength: 1, description: 'Folder of the embedded Postgres. Not used with `DATABASE_URL`.' }),
+  REDIS_URL: Type.Optional(
+    Type.String({
+      pattern: '^rediss?://',
+      description:
+        'Redis that tells instances of new messages: `redis://user:password@host:6379/0`, or `rediss://` for TLS. Needs `DATABASE_URL`; without a Redis, Postgres does it.',
+      secret: true,
+    }),
+  ),
+  REDIS_NODES: Type.Optional(
+    Type.String({
+      pattern: '^[^\\s,:]+:\\d+(\\s*,\\s*[^\\s,:]+:\\d+)*$',
+      description: 'Nodes of a Redis Cluster (7 or newer) instead of `REDIS_URL`: `host:port,host:port`.',
+    }),
+  ),
+  REDIS_NAT_MAP: Type.Optional(
+    Type.String({
+      pattern: '^[^\\s,=]+:\\d+=[^\\s,=]+:\\d+(\\s*,\\s*[^\\s,=]+:\\d+=[^\\s,=]+:\\d+)*$',
+      description: 'Where the nodes of the Cluster are for us, when they name themselves otherwise: `10.0.0.1:6379=localhost:7001,…`.',
+    }),
+  ),
+  REDIS_USERNAME: Type.Optional(Type.String({ description: 'ACL user for `REDIS_NODES`.' })),
+  REDIS_PASSWORD: Type.Optional(Type.String({ description: 'Password for `REDIS_NODES`.', secret: true })),
+  REDIS_TLS: Type.Boolean({ default: false, description: 'TLS to `REDIS_NODES`.' }),
+  REDIS_PREFIX: Type.String({ default: 'mpr:', description: 'Begins the name of every channel, for a Redis that is shared.' }),
   LOG_LEVEL: Type.Union(
     ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'].map((level) => Type.Literal(level)),
     { default: 'info', description: 'The least severe log lines to write.' },
@@ -176,8 +200,23 @@ function expectation(schema: TSchema): string {
       ? `a whole number of at least ${schema.minimum}`
       : `a whole number from ${schema.minimum} to ${schema.maximum}`
   }
-  if (schema.pattern) return 'a URL like postgres://user:password@host:5432/database'
+  if (schema.pattern) return PATTERNS[schema.pattern as string] ?? 'of another form'
   return 'a text that is not empty'
+}
+
+const PATTERNS: Record<string, string> = {
+  [settings.DATABASE_URL.pattern!]: 'a URL like postgres://user:password@host:5432/database',
+  [settings.REDIS_URL.pattern!]: 'a URL like redis://user:password@host:6379/0 or rediss://… for TLS',
+  [settings.REDIS_NODES.pattern!]: 'a list like host:6379,host:6380',
+  [settings.REDIS_NAT_MAP.pattern!]: 'a list like 10.0.0.1:6379=localhost:7001,10.0.0.2:6379=localhost:7002',
+}
+
+/** REDIS_NODES, taken apart. */
+export function clusterNodes(text: string): { host: string; port: number }[] {
+  return text.split(',').map((node) => {
+    const [host, port] = node.trim().split(':') as [string, string]
+    return { host, port: Number(port) }
+  })
 }
 
 function remedy(name: string, schema: TSchema): string {

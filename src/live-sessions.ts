@@ -1,5 +1,5 @@
 import { stringifyMessages } from './contract.js'
-import type { Clock, Hint, Log, MessageStore, PubSub, SessionDirectory } from './ports.js'
+import type { Clock, Log, MessageStore, PubSub, SessionDirectory } from './ports.js'
 
 /**
  * The live sessions whose sockets are on this instance: who owns what, and what each may still be sent.
@@ -12,6 +12,9 @@ import type { Clock, Hint, Log, MessageStore, PubSub, SessionDirectory } from '.
  *   open      the directory answered and no newer session is known here; hints and removals make it deliver
  *   over      removed, displaced by a larger epoch, or its socket closed; what a late claim still brings is dropped,
  *             because its marks belong to an epoch that is no longer current
+ *
+ * A hint only says "look": what is delivered, and that a session ended or was displaced on another instance, is what the
+ * store answers to the claim that follows. So a forged or stale hint causes one read.
  *
  * A socket remembers the epoch of each session that it opened even when that one was displaced: its late remove names
  * that epoch to the directory, finds nothing, and changes nothing.
@@ -47,6 +50,8 @@ interface Session {
   windowBytes: number
   /** Something may wait in the store that this session was not sent. */
   wanted: boolean
+  /** It was tick() that found out. */
+  isRescue: boolean
   delivering: boolean
 }
 
@@ -69,8 +74,12 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   const opening = new Map<string, number>()
   /** Over here, but the directory could not be told yet. */
   const unreleased = new Map<number, string>()
+  /** Messages that no hint had brought and that tick() found. */
+  let rescued = 0
+  let failures = 0
+  let lastFailure: unknown
 
-  return { add, remove, isLive, announce, socketClosed, removed, tick, closeAll, size: () => open.size }
+  return { add, remove, isLive, announce, socketClosed, removed, tick, closeAll, stats }
 
   /** [spec: addLiveSession] Subscribe first, so that nothing which arrives after the answer can be missed. */
   async function add(connectionId: string, sessionId: string, socket: Socket | undefined): Promise<boolean> {
@@ -80,9 +89,9 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
       return true
     }
     let arrived = false // while the directory was asked
-    const unsubscribe = await pubsub.subscribe(connectionId, (hint) => {
-      if (hint.kind === 'added') arrived = true
-      onHint(connectionId, hint)
+    const unsubscribe = await pubsub.subscribe(connectionId, () => {
+      arrived = true
+      wake(connectionId)
     })
     opening.set(connectionId, (opening.get(connectionId) ?? 0) + 1)
     let answer
@@ -106,6 +115,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
       window: new Map(),
       windowBytes: 0,
       wanted: arrived,
+      isRescue: false,
       delivering: false,
     }
     if (!socket.isOpen) {
@@ -144,7 +154,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
       end(session)
     }
     if (mine?.get(connectionId) === closed.epoch) mine.delete(connectionId)
-    if (closed.instanceId !== directory.instanceId) publish(connectionId, { kind: 'ended', epoch: closed.epoch })
+    if (closed.instanceId !== directory.instanceId) pubsub.publish(connectionId)
     return true
   }
 
@@ -152,7 +162,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   function announce(connectionId: string): void {
     // A session whose owner is here is served without the bus.
     if (open.has(connectionId)) wake(connectionId)
-    else publish(connectionId, { kind: 'added' })
+    else pubsub.publish(connectionId)
   }
 
   function isLive(connectionId: string): Promise<boolean> {
@@ -192,9 +202,20 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
       }
       deliver(session)
     }
+    if (failures > 0) log.warn({ failures, err: lastFailure }, 'deliveries failed, the messages stay in the queue')
+    failures = 0
     if (unreleased.size > 0) await releaseNow()
     if (open.size === 0) return
-    for (const connectionId of await directory.waiting()) wake(connectionId)
+    for (const connectionId of await directory.waiting(leaseMs)) {
+      const session = open.get(connectionId)
+      if (session && !session.wanted) session.isRescue = true
+      wake(connectionId)
+    }
+  }
+
+  /** For whoever watches the service. */
+  function stats(): { sessions: number; rescued: number } {
+    return { sessions: open.size, rescued }
   }
 
   /** Ends every session of this instance in one statement. The sockets stay; the caller closes them. */
@@ -203,16 +224,6 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     open.clear()
     opened.clear()
     await directory.closeAll()
-  }
-
-  function onHint(connectionId: string, hint: Hint): void {
-    if (hint.kind === 'added') return wake(connectionId)
-    const session = open.get(connectionId)
-    // A newer session of this instance also hears of the end of its predecessor.
-    if (!session || session.epoch > hint.epoch) return
-    open.delete(connectionId)
-    end(session)
-    if (hint.kind === 'replaced') tellReplaced(session)
   }
 
   function wake(connectionId: string): void {
@@ -225,47 +236,58 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   function deliver(session: Session): void {
     if (session.delivering || !session.wanted) return
     session.delivering = true
-    deliverAll(session)
-      // Nothing is lost: `wanted` is still set, and the next hint, removal or tick tries again.
-      .catch((err: unknown) => log.warn({ err, connectionId: session.connectionId }, 'delivery failed, the messages stay in the queue'))
-      .finally(() => (session.delivering = false))
+    // Nothing is lost: `wanted` is still set, and the next hint, removal or tick tries again.
+    deliverAll(session).catch((err: unknown) => {
+      failures++
+      lastFailure = err
+    })
   }
 
   async function deliverAll(session: Session): Promise<void> {
-    const { connectionId, epoch, socket, window } = session
-    while (session.wanted && isOpen(session) && hasRoom(session)) {
-      session.wanted = false
-      const until = now() + (leaseMs || WINDOW_LEASE_MS)
-      let claimed
-      try {
-        claimed = await store.claim({
-          connectionId,
-          epoch,
-          limit: WINDOW_MESSAGES - window.size,
-          limitBytes: WINDOW_BYTES - session.windowBytes,
-          alone: window.size === 0,
-          leaseMs,
-        })
-      } catch (error) {
-        session.wanted = true
-        throw error
-      }
-      if (!isOpen(session)) return
-      if (!claimed.current) {
-        // A newer session exists and the hint that said so was lost. What arrived is for its owner.
-        if (!opening.has(connectionId)) over(session) // otherwise add() will, and knows whether the socket is the same
-        publish(connectionId, { kind: 'added' })
-        return
-      }
-      if (claimed.messages.length > 0) {
-        for (const { id, payloadBytes } of claimed.messages) {
-          window.set(id, { bytes: payloadBytes, until })
-          session.windowBytes += payloadBytes
+    const { connectionId, socket, window } = session
+    try {
+      while (session.wanted && isOpen(session) && hasRoom(session)) {
+        const until = now() + (leaseMs || WINDOW_LEASE_MS)
+        session.wanted = false // what arrives while the store is asked sets it again
+        const { state, messages, more } = await claim(session)
+        if (!isOpen(session)) return
+        if (state !== 'current') {
+          // On another instance, and we learn of it here; or here, and then add() goes on with it.
+          if (!opening.has(connectionId)) over(session, state)
+          pubsub.publish(connectionId)
+          return
         }
-        socket.send(messagesReceived(connectionId, claimed.messages), () => deliver(session))
+        if (messages.length > 0) {
+          for (const { id, payloadBytes } of messages) {
+            window.set(id, { bytes: payloadBytes, until })
+            session.windowBytes += payloadBytes
+          }
+          if (session.isRescue) rescued += messages.length
+          socket.send(messagesReceived(connectionId, messages), () => deliver(session))
+        }
+        session.isRescue = false
+        if (more) session.wanted = true
+        if (more && messages.length === 0) return // what is next does not fit until something is removed
       }
-      if (claimed.more) session.wanted = true
-      if (claimed.more && claimed.messages.length === 0) return // what is next does not fit until something is removed
+    } finally {
+      session.delivering = false
+    }
+  }
+
+  async function claim(session: Session) {
+    const { connectionId, epoch, window, windowBytes } = session
+    try {
+      return await store.claim({
+        connectionId,
+        epoch,
+        limit: WINDOW_MESSAGES - window.size,
+        limitBytes: WINDOW_BYTES - windowBytes,
+        alone: window.size === 0,
+        leaseMs,
+      })
+    } catch (error) {
+      session.wanted = true
+      throw error
     }
   }
 
@@ -308,21 +330,14 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   function displaceFormer(connectionId: string, former: { instanceId: string | undefined; epoch: number } | undefined): void {
     if (!former) return
     const session = open.get(connectionId)
-    if (session?.epoch === former.epoch) over(session)
-    else if (former.instanceId && former.instanceId !== directory.instanceId)
-      publish(connectionId, { kind: 'replaced', epoch: former.epoch })
+    if (session?.epoch === former.epoch) over(session, 'replaced')
+    else if (former.instanceId && former.instanceId !== directory.instanceId) pubsub.publish(connectionId)
   }
 
-  function over(session: Session): void {
+  function over(session: Session, why: 'replaced' | 'ended'): void {
     if (open.get(session.connectionId) === session) open.delete(session.connectionId)
     end(session)
-    tellReplaced(session)
-  }
-
-  function publish(connectionId: string, hint: Hint): void {
-    pubsub
-      .publish(connectionId, hint)
-      .catch((err: unknown) => log.warn({ err, connectionId, hint: hint.kind }, 'publish failed, the message is stored'))
+    if (why === 'replaced') tellReplaced(session)
   }
 }
 

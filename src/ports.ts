@@ -73,10 +73,10 @@ export interface MessageStore {
   depth(connectionId: string): Promise<{ messages: number; bytes: number }>
   /**
    * Marks what arrived during the session and is not in flight as pushed in it, oldest first, and returns it.
-   * `more` is true when something was left only because of the limits; `current` is false when the session is not (any
-   * more) the connection's current one.
+   * `more` is true when something was left only because of the limits. `state` says whether the session is the
+   * connection's current one, or another one is, or none is.
    */
-  claim(claim: Claim): Promise<{ messages: DeliverableMessage[]; more: boolean; current: boolean }>
+  claim(claim: Claim): Promise<{ messages: DeliverableMessage[]; more: boolean; state: 'current' | 'replaced' | 'ended' }>
   /** Deletes up to `limit` messages past their time. @returns how many. */
   expire(limit: number): Promise<number>
   /** Throws unless the store answers. */
@@ -108,17 +108,23 @@ export interface SessionDirectory {
   /** Keeps the sessions of this instance alive for another lease. */
   renew(): Promise<void>
   /** Connections with a live session on this instance for which `claim` would find something. One query. */
-  waiting(): Promise<string[]>
+  waiting(leaseMs: number): Promise<string[]>
+  /** Deletes what is over for good: the sessions of instances that crashed a day ago, and sessions past their `ttlMs`. */
+  sweep(): Promise<void>
 }
 
-/** What an instance tells the others about a connection. It carries ids only, and may be lost, late or forged. */
-export type Hint = { kind: 'added' } | { kind: 'replaced' | 'ended'; epoch: number }
-
-/** A hint is delivered at most once to each subscriber, in no promised order, and possibly not at all. */
+/**
+ * Tells instances that something happened to a connection: a message was added, or its live session changed. A hint carries
+ * nothing else. It may be lost, late, repeated or forged, so whoever gets one looks into the store.
+ */
 export interface PubSub {
-  publish(connectionId: string, hint: Hint): Promise<void>
-  /** Resolves once hints published from now on arrive. @returns unsubscribe. */
-  subscribe(connectionId: string, onHint: (hint: Hint) => void): Promise<() => Promise<void>>
+  /** Never waits and never throws: what cannot be published is lost, and the reconciler makes up for it. */
+  publish(connectionId: string): void
+  /** Resolves once hints published from now on arrive, or at once when the bus is down. @returns unsubscribe */
+  subscribe(connectionId: string, onHint: () => void): Promise<() => Promise<void>>
+  /** Whether hints of other instances arrive now. */
+  isUp(): boolean
+  close(): Promise<void>
 }
 
 /** The part of a logger that the queue uses (pino's). */

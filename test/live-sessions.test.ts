@@ -90,7 +90,7 @@ t.test('any other socket may end a session; a sessionId guards it', async (t) =>
 })
 
 t.test('remove, add and count sent back to back without awaiting take effect in that order', async (t) => {
-  for (const _ of range(1, 20)) {
+  for (let round = 0; round < 20; round++) {
     const client = await service.connect()
     const connectionId = newConnectionId()
     await open(client, connectionId, 'old')

@@ -28,6 +28,6 @@ for (const name of ['curl', 'websocket']) {
 
 t.test('every file that the README links to exists', async (t) => {
   for (const [, path] of readme.matchAll(/\]\((?!https?:)([^)#]+)\)/g)) {
-    t.ok(existsSync(new URL(`../${path}`, import.meta.url)), path)
+    t.ok(existsSync(new URL(`../${path}`, import.meta.url)), path!)
   }
 })

@@ -32,5 +32,6 @@ CREATE TABLE "queued_messages" (
 );
 --> statement-breakpoint
 CREATE INDEX "live_sessions_instance_id" ON "live_sessions" USING btree ("instance_id");--> statement-breakpoint
+CREATE INDEX "live_sessions_expires_at" ON "live_sessions" USING btree ("expires_at") WHERE "live_sessions"."expires_at" is not null;--> statement-breakpoint
 CREATE UNIQUE INDEX "queued_messages_idempotency_key" ON "queued_messages" USING btree ("connection_id","idempotency_key") WHERE "queued_messages"."idempotency_key" is not null;--> statement-breakpoint
 CREATE INDEX "queued_messages_accepted_at" ON "queued_messages" USING btree ("accepted_at");

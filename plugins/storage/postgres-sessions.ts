@@ -1,9 +1,10 @@
 import { randomUUID } from 'node:crypto'
-import { and, eq, exists, gt, or, sql } from 'drizzle-orm'
+import { and, eq, gt, lt, or, sql } from 'drizzle-orm'
 import { drizzle } from 'drizzle-orm/node-postgres'
 import type { Pool } from 'pg'
-import { instances, liveSessions, queuedMessages } from '../../drizzle/schema.js'
+import { instances, liveSessions } from '../../drizzle/schema.js'
 import type { SessionDirectory } from '../../src/ports.js'
+import { deliverable } from './postgres-store.js'
 import { storeError, type Query } from './query.js'
 
 /** How long the sessions of a crashed instance still count. Renewed every RENEW_MS by the janitor. */
@@ -31,6 +32,14 @@ const close = {
   RETURNING s.epoch, s.instance_id, (s.expires_at > now() OR EXISTS (SELECT FROM instances i WHERE i.instance_id = s.instance_id AND i.lease_until > now()))`,
 }
 
+const waiting = {
+  name: 'waiting',
+  // Uses live_sessions_instance_id and, for each session, the primary key of queued_messages from its since_seq on.
+  text: `SELECT s.connection_id FROM live_sessions s WHERE s.instance_id = $1 AND EXISTS (
+    SELECT FROM queued_messages m WHERE m.connection_id = s.connection_id AND m.seq > s.since_seq
+      AND NOT pg_visible_in_snapshot(m.accepted_by, s.since) AND ${deliverable('s.epoch', '$2::int')})`,
+}
+
 export interface PostgresSessionsOptions {
   pool: Pool
   query: Query
@@ -55,34 +64,6 @@ export function createPostgresSessions({ pool, query }: PostgresSessionsOptions)
     .values({ instanceId, leaseUntil })
     .onConflictDoUpdate({ target: instances.instanceId, set: { leaseUntil } })
     .prepare('renew_lease')
-
-  // Uses live_sessions_instance_id and, for each session, the primary key of queued_messages from its since_seq on.
-  const waiting = db
-    .select({ connectionId: liveSessions.connectionId })
-    .from(liveSessions)
-    .where(
-      and(
-        eq(liveSessions.instanceId, instanceId),
-        exists(
-          db
-            .select({ one: sql`1` })
-            .from(queuedMessages)
-            .where(
-              and(
-                eq(queuedMessages.connectionId, liveSessions.connectionId),
-                gt(queuedMessages.seq, liveSessions.sinceSeq),
-                sql`NOT pg_visible_in_snapshot(${queuedMessages.acceptedBy}, ${liveSessions.since})`,
-                sql`${queuedMessages.deliveries} < 5`,
-                or(
-                  sql`${queuedMessages.inFlightEpoch} IS DISTINCT FROM ${liveSessions.epoch}`,
-                  sql`${queuedMessages.inFlightUntil} <= now()`,
-                ),
-              ),
-            ),
-        ),
-      ),
-    )
-    .prepare('waiting')
 
   return {
     instanceId,
@@ -132,8 +113,16 @@ export function createPostgresSessions({ pool, query }: PostgresSessionsOptions)
       await attempt(renew.execute())
     },
 
-    async waiting() {
-      return (await attempt(waiting.execute())).map(({ connectionId }) => connectionId)
+    async waiting(leaseMs) {
+      return (await query<[string]>(waiting, [instanceId, leaseMs])).map(([connectionId]) => connectionId)
+    },
+
+    async sweep() {
+      await attempt(db.delete(liveSessions).where(lt(liveSessions.expiresAt, sql`now()`)))
+      await attempt(
+        db.execute(sql`WITH dead AS (DELETE FROM ${instances} WHERE ${instances.leaseUntil} < now() - interval '1 day' RETURNING instance_id)
+          DELETE FROM ${liveSessions} WHERE ${liveSessions.instanceId} IN (SELECT instance_id FROM dead)`),
+      )
     },
   }
 }

@@ -36,6 +36,14 @@ const LOCKED_HEAD = `head AS (
     WHERE ${AVAILABLE} AND ${NOT_TAKEN}
     ORDER BY m.seq LIMIT $4 FOR UPDATE SKIP LOCKED)`
 
+/**
+ * What may be pushed in the session with this epoch: not in flight in it, and not pushed in vain too often. After each
+ * delivery the next waits 30, 60, 120 s ...; after five the message is left to take.
+ */
+export const deliverable = (epoch: string, leaseMs: string) => `(m.deliveries < 5
+      AND (m.in_flight_epoch IS DISTINCT FROM ${epoch} OR greatest(m.in_flight_until, m.in_flight_until - ${leaseMs} * interval '1 ms'
+        + CASE WHEN m.deliveries > 0 THEN 30 * 2 ^ (m.deliveries - 1) ELSE 0 END * interval '1 s') <= now()))`
+
 const ADD_COLUMNS = `(connection_id, tag, recipient_dids, payload, payload_bytes, received_at, idempotency_key)
   SELECT u.connection_id, $7::int, u.dids::text[], u.payload, u.bytes, u.received_at, u.idempotency_key
   FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::text[])
@@ -111,16 +119,13 @@ const statements = {
     text: `SELECT count(*)::int, coalesce(sum(payload_bytes), 0)::float8 FROM queued_messages WHERE connection_id = $1`,
   },
 
-  // What is pushed again and again backs off 30, 60, 120 s ... after each delivery, and is left to take after five.
   claim: {
     name: 'claim',
     text: `WITH session AS MATERIALIZED (SELECT since, since_seq FROM live_sessions WHERE connection_id = $1 AND epoch = $2),
   head AS (
     SELECT m.seq, m.payload_bytes FROM queued_messages m
     WHERE m.connection_id = $1 AND m.seq > (SELECT since_seq FROM session) AND NOT pg_visible_in_snapshot(m.accepted_by, (SELECT since FROM session))
-      AND m.accepted_at > now() - $3::interval AND m.deliveries < 5
-      AND (m.in_flight_epoch IS DISTINCT FROM $2 OR greatest(m.in_flight_until, m.in_flight_until - $7::int * interval '1 ms'
-        + CASE WHEN m.deliveries > 0 THEN 30 * 2 ^ (m.deliveries - 1) ELSE 0 END * interval '1 s') <= now())
+      AND m.accepted_at > now() - $3::interval AND ${deliverable('$2', '$7::int')}
     ORDER BY m.seq LIMIT $4::int + 1 FOR UPDATE SKIP LOCKED),
   picked AS (
     SELECT seq FROM (SELECT seq, row_number() OVER by_seq AS place, sum(payload_bytes) OVER by_seq AS running_bytes FROM head ${BY_SEQ}) h
@@ -130,7 +135,7 @@ const statements = {
     SET in_flight_epoch = $2, in_flight_until = now() + $7::int * interval '1 ms', in_flight_taken = false, deliveries = m.deliveries + 1
     WHERE m.connection_id = $1 AND m.seq = ANY (ARRAY (SELECT seq FROM picked))
     RETURNING m.seq, m.tag, ${RECEIVED_MS} AS received_ms, m.payload, m.payload_bytes)
-  SELECT EXISTS (SELECT FROM session), (SELECT count(*) FROM head) > (SELECT count(*) FROM picked),
+  SELECT EXISTS (SELECT FROM session), EXISTS (SELECT FROM live_sessions WHERE connection_id = $1), (SELECT count(*) FROM head) > (SELECT count(*) FROM picked),
     c.seq, c.tag, c.received_ms, c.payload, c.payload_bytes
   FROM (SELECT) one LEFT JOIN claimed c ON true`,
   },
@@ -204,21 +209,16 @@ export function createPostgresStore({ query, messageTtlSeconds }: PostgresStoreO
     },
 
     async claim({ connectionId, epoch, limit, limitBytes, alone, leaseMs }) {
-      const rows = await query<[current: boolean, more: boolean, ...MessageRow, payloadBytes: number]>(statements.claim, [
-        connectionId,
-        epoch,
-        ttl,
-        limit,
-        limitBytes,
-        alone,
-        leaseMs,
-      ])
-      const [current, more] = rows[0]!
+      const rows = await query<[isCurrent: boolean, hasSession: boolean, more: boolean, ...MessageRow, payloadBytes: number]>(
+        statements.claim,
+        [connectionId, epoch, ttl, limit, limitBytes, alone, leaseMs],
+      )
+      const [isCurrent, hasSession, more] = rows[0]!
       const messages: DeliverableMessage[] = rows
-        .filter(([, , seq]) => seq !== null)
-        .sort((a, b) => Number(a[2]) - Number(b[2]))
-        .map(([, , seq, tag, receivedMs, payload, payloadBytes]) => ({ ...toMessage([seq, tag, receivedMs, payload]), payloadBytes }))
-      return { current, more, messages }
+        .filter(([, , , seq]) => seq !== null)
+        .sort((a, b) => Number(a[3]) - Number(b[3]))
+        .map(([, , , seq, tag, receivedMs, payload, payloadBytes]) => ({ ...toMessage([seq, tag, receivedMs, payload]), payloadBytes }))
+      return { state: isCurrent ? 'current' : hasSession ? 'replaced' : 'ended', more, messages }
     },
 
     async expire(limit) {

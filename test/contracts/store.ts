@@ -290,7 +290,7 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
     const connectionId = newId()
     await fill(connectionId, 1, 3)
     const { epoch } = await sessions.open({ connectionId, sessionId: 's' })
-    t.same(await store.claim({ ...claim, connectionId, epoch }), { messages: [], more: false, current: true })
+    t.same(await store.claim({ ...claim, connectionId, epoch }), { messages: [], more: false, state: 'current' })
     await fill(connectionId, 4, 9)
     const first = await store.claim({ ...claim, connectionId, epoch, limit: 4 })
     t.same(texts(first.messages), ['4', '5', '6', '7'])
@@ -307,8 +307,10 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
     const { epoch } = await sessions.open({ connectionId, sessionId: 'one' })
     await sessions.open({ connectionId, sessionId: 'two' })
     await fill(connectionId, 1, 2)
-    t.same(await store.claim({ ...claim, connectionId, epoch }), { messages: [], more: false, current: false })
+    t.same(await store.claim({ ...claim, connectionId, epoch }), { messages: [], more: false, state: 'replaced' })
     t.equal(await store.count(connectionId), 2)
+    await sessions.close({ connectionId })
+    t.equal((await store.claim({ ...claim, connectionId, epoch })).state, 'ended')
   })
 
   t.test('claim: the window of bytes is kept, and a larger message goes alone', async (t) => {
@@ -328,7 +330,7 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
       [600],
     )
     t.equal(first.more, true)
-    t.same(await store.claim({ ...limited, limitBytes: 400, alone: false }), { messages: [], more: true, current: true })
+    t.same(await store.claim({ ...limited, limitBytes: 400, alone: false }), { messages: [], more: true, state: 'current' })
     t.same(texts((await store.claim(limited)).messages), ['2'])
     t.same((await store.claim({ ...limited, alone: false })).messages, [])
     t.same(texts((await store.claim(limited)).messages), ['3'])
@@ -344,7 +346,7 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
     for (const connectionId of [waiting, delivered, closed]) await fill(connectionId, 1, 1)
     await store.claim({ ...claim, connectionId: delivered, epoch: epochs.get(delivered)! })
     await sessions.close({ connectionId: closed })
-    const found = await sessions.waiting()
+    const found = await sessions.waiting(30_000)
     t.same(
       [quiet, backlog, waiting, delivered, closed].filter((connectionId) => found.includes(connectionId)),
       [waiting],

@@ -40,12 +40,12 @@ export async function startServer(settings: Record<string, string>, options: { u
     ws: `${url.replace('http', 'ws')}/ws`,
     log,
     async end(signal) {
-      if (child.exitCode !== null || child.signalCode !== null) return child.exitCode ?? child.signalCode!
+      if (child.exitCode !== null || child.signalCode !== null) return (child.exitCode ?? child.signalCode) as number | NodeJS.Signals
       const closed = once(child, 'close')
       child.kill(signal)
       await closed
       if (child.exitCode) console.error(`the server ended with ${child.exitCode}: ${said}${JSON.stringify(log.slice(-5))}`)
-      return child.exitCode ?? child.signalCode!
+      return (child.exitCode ?? child.signalCode) as number | NodeJS.Signals
     },
   }
 }

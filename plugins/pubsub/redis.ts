@@ -1,0 +1,159 @@
+import { randomUUID } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Cluster, Redis, type ClusterOptions, type RedisOptions } from 'ioredis'
+import type { Log, PubSub } from '../../src/ports.js'
+import { createBusState } from './bus-state.js'
+import { createSubscribers } from './subscribers.js'
+
+/**
+ * Hints over Redis: a channel for each connectionId. On one Redis plain pub/sub, on a Cluster sharded pub/sub (a plain PUBLISH
+ * there goes to every node).
+ *
+ * Nothing waits for Redis. A publish that fails is lost, and the reconciler makes up for it. A subscription that fails is
+ * kept as wanted and asked for again twice a second; ioredis itself renews those it had when a connection comes back.
+ */
+
+// A call is answered within 1.5 s: what Redis has not confirmed by then is asked for again later.
+const SUBSCRIBE_TIMEOUT_MS = 500
+const RETRY_MS = 500
+// A connection can be dead without a word (a black hole, half-open). Each probe goes out and must come back.
+const PROBE_MS = 2_000
+const MAX_RECONNECT_MS = 1_000
+
+export const redisOptions = {
+  lazyConnect: true,
+  // A command while Redis is away fails at once and does not fill the memory.
+  enableOfflineQueue: false,
+  maxRetriesPerRequest: 0,
+  autoResendUnfulfilledCommands: false,
+  enableAutoPipelining: true,
+  connectTimeout: 2_000,
+  commandTimeout: PROBE_MS,
+  keepAlive: 5_000,
+  retryStrategy: (times: number) => Math.min(50 * times, MAX_RECONNECT_MS),
+} satisfies RedisOptions
+
+export const clusterOptions = {
+  lazyConnect: true,
+  enableOfflineQueue: false,
+  shardedSubscribers: true,
+  enableAutoPipelining: true,
+  slotsRefreshTimeout: 2_000,
+  slotsRefreshInterval: 5_000,
+  clusterRetryStrategy: (times: number) => Math.min(50 * times, MAX_RECONNECT_MS),
+} satisfies ClusterOptions
+
+export interface RedisPubSubOptions {
+  /** Publishes, and on a Cluster subscribes too. */
+  client: Redis | Cluster
+  prefix: string
+  log: Log
+}
+
+export function createRedisPubSub({ client, prefix, log }: RedisPubSubOptions): PubSub {
+  const isCluster = client instanceof Cluster
+  const subscriber = isCluster ? client : (client as Redis).duplicate()
+  const state = createBusState(isCluster ? 'redis cluster' : 'redis', log)
+  const channelOf = (connectionId: string) => prefix + connectionId
+
+  /** Wanted, and not confirmed by Redis in time. */
+  const missing = new Set<string>()
+  const subscribers = createSubscribers({
+    async onFirst(connectionId) {
+      const confirmed = await Promise.race([subscribeNow(connectionId), sleep(SUBSCRIBE_TIMEOUT_MS, false, { ref: false })])
+      if (!confirmed && subscribers.has(connectionId)) missing.add(connectionId)
+    },
+    async onLast(connectionId) {
+      missing.delete(connectionId)
+      await (isCluster ? client.sunsubscribe(channelOf(connectionId)) : subscriber.unsubscribe(channelOf(connectionId))).catch(() => {})
+    },
+  })
+
+  const probe = `${prefix}probe:${randomUUID()}`
+  let probeCameBack: (() => void) | undefined
+  const onMessage = (channel: string) => {
+    if (channel === probe) probeCameBack?.()
+    else subscribers.notify(channel.slice(prefix.length))
+  }
+  subscriber.on(isCluster ? 'smessage' : 'message', onMessage)
+
+  for (const connection of new Set([client, subscriber])) {
+    connection.on('error', (err) => state.set(false, err))
+    connection.on('close', () => state.set(false))
+    connection.connect().catch(() => {}) // tries again by itself
+  }
+
+  let closed = false
+  const retrying = setInterval(() => void retryMissing(), RETRY_MS)
+  const probing = setInterval(() => void probeNow(), PROBE_MS)
+  void firstProbe()
+
+  return {
+    publish(connectionId) {
+      const channel = channelOf(connectionId)
+      void (isCluster ? client.spublish(channel, '') : client.publish(channel, '')).catch(() => {})
+    },
+    subscribe: (connectionId, onHint) => subscribers.add(connectionId, onHint),
+    isUp: state.isUp,
+    async close() {
+      closed = true
+      clearInterval(retrying)
+      clearInterval(probing)
+      for (const connection of new Set([client, subscriber])) connection.disconnect()
+    },
+  }
+
+  function subscribeNow(connectionId: string): Promise<boolean> {
+    const channel = channelOf(connectionId)
+    return (isCluster ? client.ssubscribe(channel) : subscriber.subscribe(channel)).then(
+      () => true,
+      () => false,
+    )
+  }
+
+  async function retryMissing(): Promise<void> {
+    if (missing.size === 0 || !isConnected()) return
+    await Promise.all(
+      [...missing].slice(0, 1_000).map(async (connectionId) => {
+        // What was published while nobody heard it is looked for at once.
+        if ((await subscribeNow(connectionId)) && missing.delete(connectionId)) subscribers.notify(connectionId)
+      }),
+    )
+  }
+
+  function isConnected(): boolean {
+    return client.status === 'ready' && subscriber.status === 'ready'
+  }
+
+  async function firstProbe(): Promise<void> {
+    while (!closed && !isConnected()) await sleep(20, undefined, { ref: false })
+    await probeNow()
+  }
+
+  async function probeNow(): Promise<void> {
+    if (closed) return
+    if (!isConnected()) return state.set(false)
+    try {
+      await probeOnce()
+      state.set(true)
+    } catch (err) {
+      if (closed) return
+      state.set(false, err)
+      // A Cluster replaces the connections of its nodes by itself.
+      if (!isCluster) for (const connection of [client, subscriber]) (connection as Redis).disconnect(true)
+    }
+  }
+
+  /** Out by the publishing connection, back by the subscribing one. */
+  async function probeOnce(): Promise<void> {
+    const back = new Promise<boolean>((resolve) => (probeCameBack = () => resolve(true)))
+    const timeout = sleep(PROBE_MS - 100, false, { ref: false })
+    const sent = (async () => {
+      await (isCluster ? client.ssubscribe(probe) : subscriber.subscribe(probe))
+      await (isCluster ? client.spublish(probe, '') : client.publish(probe, ''))
+      return back
+    })()
+    sent.catch(() => {}) // when the timeout was first
+    if (!(await Promise.race([sent, timeout]))) throw new Error('a probe did not come back')
+  }
+}
