@@ -111,9 +111,9 @@ export function createLedger() {
 
   /** @returns what went wrong, in sentences; nothing when all is well. */
   function verdict(): string[] {
-    const lost = entries.filter(({ isReceived }) => !isReceived).map(({ number }) => number)
-    expect(lost.length === 0, `${lost.length} messages were lost: ${lost.slice(0, SHOWN_PROBLEMS).join(', ')}`)
-    expect(waiting() === 0, `${waiting()} messages were never acked`)
+    const missing = entries.filter(({ isReceived }) => !isReceived)
+    expect(missing.length === 0, `never received: ${missing.length}, the first is message ${missing[0]?.number}`)
+    expect(waiting() === 0, `never acked: ${waiting()}`)
     const more = problems.length - SHOWN_PROBLEMS
     return more > 0 ? [...problems.slice(0, SHOWN_PROBLEMS), `and ${more} more`] : problems
   }

@@ -40,12 +40,14 @@ export async function startServer(settings: Record<string, string>, options: { u
     ws: `${url.replace('http', 'ws')}/ws`,
     log,
     async end(signal) {
-      if (child.exitCode !== null || child.signalCode !== null) return (child.exitCode ?? child.signalCode) as number | NodeJS.Signals
-      const closed = once(child, 'close')
-      child.kill(signal)
-      await closed
+      const hasEnded = () => child.exitCode !== null || child.signalCode !== null
+      if (!hasEnded()) {
+        const closed = once(child, 'close')
+        child.kill(signal)
+        await closed
+      }
       if (child.exitCode) console.error(`the server ended with ${child.exitCode}: ${said}${JSON.stringify(log.slice(-5))}`)
-      return (child.exitCode ?? child.signalCode) as number | NodeJS.Signals
+      return child.signalCode ?? child.exitCode ?? -1
     },
   }
 }
