@@ -27,13 +27,16 @@ async function main(): Promise<void> {
     return migrateDatabase({ connectionString: config.DATABASE_URL }, { apply: true, log: fastify.log })
   }
 
+  let isServing = false
   closeWithGrace({ delay: SHUTDOWN_MS, logger: fastify.log }, async ({ err, signal }) => {
     if (err) fastify.log.fatal({ err }, 'unexpected failure, shutting down')
     else fastify.log.info({ signal }, 'shutting down')
-    await fastify.close()
+    // Closing waits until everything is open, and what is not may be waiting for a database. Nothing is served yet.
+    if (isServing) await fastify.close()
   })
   await fastify.register(app, { config })
   await fastify.listen({ host: config.HOST, port: config.PORT })
+  isServing = true
   const { port } = fastify.server.address() as { port: number }
   const host = config.HOST.includes(':') ? `[${config.HOST}]` : config.HOST
   if (!['127.0.0.1', '::1', 'localhost'].includes(config.HOST)) {

@@ -1,4 +1,6 @@
-import { spawnSync } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import { createInterface } from 'node:readline'
 import t from 'tap'
 import { ConfigError, describeConfig, readConfig } from '../src/config.js'
 
@@ -58,4 +60,17 @@ t.test('--help prints the table of settings, and a bad configuration ends with c
   t.equal(bad.status, 1)
   t.match(bad.stderr, /PORT must be/)
   t.notMatch(bad.stderr, /at .*\.ts:\d+/, 'no stack')
+})
+
+t.test('a signal while the service still waits for its database ends it at once', async (t) => {
+  const child = spawn('sh', ['-c', 'unset NODE_OPTIONS; exec "$0" --import tsx server.ts', process.execPath], {
+    env: { PATH: process.env.PATH, DATABASE_URL: 'postgres://nobody:x@127.0.0.1:1/none' },
+  })
+  const log = createInterface({ input: child.stdout })
+  for await (const line of log) if (line.includes('does not answer yet')) break
+  const closed = once(child, 'close')
+  const asked = performance.now()
+  child.kill('SIGTERM')
+  t.same(await closed, [0, null])
+  t.ok(performance.now() - asked < 3_000)
 })

