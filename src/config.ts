@@ -24,7 +24,7 @@ const settings = {
     Type.String({
       pattern: '^rediss?://',
       description:
-        'Redis that tells instances of new messages: `redis://user:password@host:6379/0`, or `rediss://` for TLS. Needs `DATABASE_URL`; without a Redis, Postgres does it.',
+        'Redis that tells instances of new messages: `redis://user:password@host:6379/0`, or `rediss://` for TLS (a private authority by NODE_EXTRA_CA_CERTS). Needs `DATABASE_URL`; without a Redis, Postgres does it.',
       secret: true,
     }),
   ),

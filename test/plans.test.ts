@@ -74,12 +74,13 @@ t.test('in a table of a million messages', async (t) => {
 
   async function check(t: Asserts, { explain }: Connection): Promise<void> {
     for (const { title, text, values, given, rows, reads, pages } of cases) {
-      const plan = await explain(text, values, given)
+      const { plan, isCompiled } = await explain(text, values, given)
       const found = measure(plan)
       if (process.env.PLANS)
         console.error(title.padEnd(60), `${found.reads}/${reads} rows, ${found.pages}/${pages} pages, ${plan['Actual Total Time']} ms`)
       const faults = [
         ...found.faults,
+        ...(isCompiled ? ['JIT, which takes longer than the statement'] : []), // where Postgres has it; the embedded one has not
         ...(found.rows === rows ? [] : [`${found.rows} rows came, not ${rows}`]),
         ...(found.reads <= reads ? [] : [`${found.reads} messages read, ${reads} would do`]),
         ...(found.pages <= pages ? [] : [`${found.pages} pages touched, ${pages} would do`]),
@@ -228,7 +229,7 @@ function seqsOf(queue: string, count: number): number[] {
 
 interface Connection {
   /** Runs the statement as one that was prepared, and undoes it. */
-  explain: (text: string, values: Case['values'], given?: string) => Promise<Node>
+  explain: (text: string, values: Case['values'], given?: string) => Promise<{ plan: Node; isCompiled: boolean }>
   release: () => void
 }
 
@@ -249,9 +250,13 @@ async function connect(pool: pg.Pool, planCacheMode: string): Promise<Connection
       const list = values.length > 0 ? `(${values.map(literal).join(', ')})` : ''
       await client.query(`BEGIN; ${given}`)
       const explain = `EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE ${name}${list}`
-      const { rows } = await client.query<{ 'QUERY PLAN': [{ Plan: Node }] }>({ ...UNHURRIED, text: explain } as pg.QueryConfig)
+      const { rows } = await client.query<{ 'QUERY PLAN': [{ Plan: Node; JIT?: object }] }>({
+        ...UNHURRIED,
+        text: explain,
+      } as pg.QueryConfig)
       await client.query('ROLLBACK')
-      return rows[0]!['QUERY PLAN'][0].Plan
+      const { Plan: plan, JIT: jit } = rows[0]!['QUERY PLAN'][0]
+      return { plan, isCompiled: jit !== undefined }
     },
   }
 }

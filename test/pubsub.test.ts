@@ -1,14 +1,19 @@
+import { execFileSync } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { Cluster, Redis } from 'ioredis'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { createInProcessPubSub } from '../plugins/pubsub/in-process.js'
 import { createPostgresPubSub } from '../plugins/pubsub/postgres.js'
 import { clusterOptions, createRedisPubSub, redisOptions } from '../plugins/pubsub/redis.js'
 import { connectOptions } from '../plugins/storage/migrate.js'
 import type { PubSub } from '../src/ports.js'
 import { pubsubContract } from './contracts/pubsub.js'
+import { startServer } from './helpers/process.js'
 import { startProxy } from './helpers/proxy.js'
 import { startCluster, startRedis } from './helpers/redis.js'
-import { testDatabase } from './helpers/service.js'
+import { connect, message, testDatabase } from './helpers/service.js'
 
 const withoutRedis = (process.env.SKIP_TESTS ?? '').split(',').includes('redis') && 'left out by SKIP_TESTS=redis'
 
@@ -199,4 +204,62 @@ t.test('a forged hint is only a reason to look', async (t) => {
     await stranger.query("SELECT pg_notify('message_pickup', $1)", [payload])
   await until(() => hints > 0)
   t.equal(hints, 1)
+})
+
+/** Two services with these settings tell each other of a message. */
+async function crosses(t: Test, settings: Record<string, string>): Promise<void> {
+  const DATABASE_URL = await testDatabase(t)
+  const [a, b] = [await startServer({ ...settings, DATABASE_URL }), await startServer({ ...settings, DATABASE_URL })]
+  t.teardown(() => Promise.all([a.end('SIGKILL'), b.end('SIGKILL')]))
+  for (const server of [a, b]) {
+    for (const deadline = Date.now() + 10_000; !(await (await fetch(`${server.url}/ready`)).text()).includes('"pubsub":true');) {
+      if (Date.now() > deadline) throw new Error(`the bus did not come up: ${JSON.stringify(server.log)}`)
+    }
+  }
+  const [sender, owner] = [await connect(a.ws, t), await connect(b.ws, t)]
+  for (let n = 0; n < 20; n++) {
+    const connectionId = `connection ${n}`
+    await owner.call('addLiveSession', { connectionId, sessionId: 's' })
+    const added = performance.now()
+    await sender.call('addMessage', message(connectionId, n))
+    await owner.frame(({ method, params }) => method === 'messagesReceived' && params.connectionId === connectionId)
+    t.ok(performance.now() - added < 1_000, 'by the bus, and not by the reconciler')
+  }
+}
+
+t.test('REDIS_NAT_MAP: nodes of a Cluster that name themselves by addresses at which they are not', { skip: withoutRedis }, async (t) => {
+  const shift = 5_000
+  const cluster = await startCluster({ announceShift: shift })
+  t.teardown(() => cluster.stop())
+  const REDIS_NAT_MAP = cluster.nodes.map(({ port }) => `127.0.0.1:${port + shift}=127.0.0.1:${port}`).join(',')
+  await crosses(t, { REDIS_NODES: cluster.list, REDIS_NAT_MAP, REDIS_PREFIX: 'other:' })
+})
+
+t.test('rediss://: TLS, with the certificate of a private authority', { skip: withoutRedis }, async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'mpr-tls-'))
+  t.teardown(() => rmSync(folder, { recursive: true }))
+  const [key, certificate] = [join(folder, 'key.pem'), join(folder, 'certificate.pem')]
+  const subject = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1']
+  execFileSync(
+    'openssl',
+    ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-keyout', key, '-out', certificate, ...subject],
+    { stdio: 'pipe' },
+  )
+  const redis = await startRedis({
+    args: (port) => [
+      '--tls-port',
+      String(port + 1),
+      '--tls-cert-file',
+      certificate,
+      '--tls-key-file',
+      key,
+      '--tls-auth-clients',
+      'no',
+      '--requirepass',
+      'secret',
+    ],
+    password: 'secret',
+  })
+  t.teardown(() => redis.kill())
+  await crosses(t, { REDIS_URL: `rediss://:secret@localhost:${redis.port + 1}`, NODE_EXTRA_CA_CERTS: certificate })
 })

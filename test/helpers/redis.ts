@@ -75,20 +75,22 @@ export interface TestRedis {
 }
 
 /** One Redis on a port of its own, empty. */
-export async function startRedis(options: { port?: number; args?: string[] } = {}): Promise<TestRedis> {
+export async function startRedis(
+  options: { port?: number; password?: string; args?: (port: number) => string[] } = {},
+): Promise<TestRedis> {
   const { command, environment } = redisBinary()
   const port = options.port ?? (await freePort())
   const folder = mkdtempSync(join(tmpdir(), 'mpr-redis-'))
   const child = spawn(
     command,
-    ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no', '--dir', folder, ...(options.args ?? [])],
+    ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no', '--dir', folder, ...(options.args?.(port) ?? [])],
     {
       stdio: 'ignore',
       env: { ...process.env, ...environment },
     },
   )
   child.once('exit', () => rmSync(folder, { recursive: true, force: true }))
-  await untilAnswers(port, child)
+  await untilAnswers(port, child, options.password)
   return {
     port,
     url: `redis://127.0.0.1:${port}`,
@@ -109,9 +111,15 @@ export interface TestCluster {
   stop(): Promise<void>
 }
 
-/** A Redis Cluster of three masters; with `replicas`, each has one that takes over when its master dies. */
-export async function startCluster({ replicas = false } = {}): Promise<TestCluster> {
-  const args = ['--cluster-enabled', 'yes', '--cluster-node-timeout', '1000', '--cluster-require-full-coverage', 'no']
+/**
+ * A Redis Cluster of three masters; with `replicas`, each has one that takes over when its master dies; with `announceShift`
+ * its nodes name themselves by ports at which they are not, as behind a NAT.
+ */
+export async function startCluster({ replicas = false, announceShift = 0 } = {}): Promise<TestCluster> {
+  const args = (port: number) => [
+    ...['--cluster-enabled', 'yes', '--cluster-node-timeout', '1000', '--cluster-require-full-coverage', 'no'],
+    ...['--cluster-announce-port', String(port + announceShift), '--cluster-announce-bus-port', String(port + 10_000)],
+  ]
   const nodes = await Promise.all(Array.from({ length: replicas ? 6 : 3 }, () => startRedis({ args })))
   const clients = nodes.map(({ port }) => new Redis(port))
   const ids = await Promise.all(clients.map((client) => client.cluster('MYID')))
@@ -146,8 +154,8 @@ export async function startCluster({ replicas = false } = {}): Promise<TestClust
   }
 }
 
-async function untilAnswers(port: number, child: ChildProcess): Promise<void> {
-  const client = new Redis(port, { retryStrategy: () => 20, maxRetriesPerRequest: null })
+async function untilAnswers(port: number, child: ChildProcess, password?: string): Promise<void> {
+  const client = new Redis(port, { password, retryStrategy: () => 20, maxRetriesPerRequest: null })
   client.on('error', () => {})
   try {
     await Promise.race([
