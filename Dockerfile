@@ -8,14 +8,14 @@ WORKDIR /app
 COPY package.json package-lock.json ./
 
 FROM base AS build
-# No install script is needed to compile or to run, so none gets to run.
-RUN npm ci --include=dev --omit=optional --ignore-scripts --no-audit --no-fund
-COPY tsconfig.json tsconfig.build.json app.ts server.ts ./
+# No install script is needed to compile or to run, so none gets to run. (The compiler's binary is an optional package.)
+RUN npm ci --include=dev --ignore-scripts --no-audit --no-fund
+COPY tsconfig.json app.ts server.ts ./
 COPY src/ src/
 COPY plugins/ plugins/
 COPY routes/ routes/
 COPY drizzle/ drizzle/
-RUN npm run build && rm -f dist/.tsbuildinfo
+RUN npm run build
 
 FROM base AS dependencies
 # Optional are an embedded Postgres, which a container with DATABASE_URL has no use for, and native speed-ups.
