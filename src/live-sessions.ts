@@ -205,12 +205,18 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     if (failures > 0) log.warn({ failures, err: lastFailure }, 'deliveries failed, the messages stay in the queue')
     failures = 0
     if (unreleased.size > 0) await releaseNow()
-    if (open.size === 0) return
-    for (const connectionId of await directory.waiting(leaseMs)) {
+    const orphans = []
+    for (const { connectionId, epoch } of await directory.waiting(leaseMs)) {
       const session = open.get(connectionId)
-      if (session && !session.wanted) session.isRescue = true
-      wake(connectionId)
+      if (session && session.epoch >= epoch) {
+        if (!session.wanted) session.isRescue = true
+        wake(connectionId)
+      } else if (!opening.has(connectionId)) {
+        orphans.push({ connectionId, epoch })
+      }
     }
+    // Recorded as ours, but nobody here has it: the answer to the directory's open was lost, and its client gave up.
+    if (orphans.length > 0) await directory.closeMany(orphans)
   }
 
   /** For whoever watches the service. */

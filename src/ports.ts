@@ -107,8 +107,8 @@ export interface SessionDirectory {
   isLive(connectionId: string): Promise<boolean>
   /** Keeps the sessions of this instance alive for another lease. */
   renew(): Promise<void>
-  /** Connections with a live session on this instance for which `claim` would find something. One query. */
-  waiting(leaseMs: number): Promise<string[]>
+  /** The live sessions of this instance for which `claim` would find something. One query. */
+  waiting(leaseMs: number): Promise<{ connectionId: string; epoch: number }[]>
   /** Deletes what is over for good: the sessions of instances that crashed a day ago, and sessions past their `ttlMs`. */
   sweep(): Promise<void>
 }

@@ -1,4 +1,5 @@
 import { once } from 'node:events'
+import pg from 'pg'
 import t from 'tap'
 import { DID, connect, message, newConnectionId, startService, type TestSocket } from './helpers/service.js'
 
@@ -241,4 +242,20 @@ t.test('closing the service finishes running calls, ends the sessions and closes
   for (const id of acknowledged) t.ok(stored.some((message: { id: string }) => message.id === id))
   t.same((await again.rest('GET', `/v1/connections/${connectionId}/live-session`)).body, null)
   await t.rejects(connect(own.url.replace('http', 'ws') + '/ws'), 'the closed service is gone')
+})
+
+t.test('a session that was recorded while its caller was told nothing does not stay live for ever', async (t) => {
+  const client = await service.connect()
+  const connectionId = newConnectionId()
+  const database = new pg.Client(service.databaseUrl)
+  await database.connect()
+  t.teardown(() => database.end())
+  // As if the answer to the directory had been lost after its commit.
+  await database.query(
+    "INSERT INTO live_sessions (connection_id, session_id, instance_id, since_seq) SELECT $1, 'orphan', instance_id, 0 FROM instances",
+    [connectionId],
+  )
+  t.equal(await client.call('getLiveSession', { connectionId }), true)
+  await client.call('addMessage', message(connectionId))
+  while ((await client.call('getLiveSession', { connectionId })) !== null); // the next tick ends it
 })

@@ -35,7 +35,7 @@ const close = {
 const waiting = {
   name: 'waiting',
   // Uses live_sessions_instance_id and, for each session, the primary key of queued_messages from its since_seq on.
-  text: `SELECT s.connection_id FROM live_sessions s WHERE s.instance_id = $1 AND EXISTS (
+  text: `SELECT s.connection_id, s.epoch FROM live_sessions s WHERE s.instance_id = $1 AND EXISTS (
     SELECT FROM queued_messages m WHERE m.connection_id = s.connection_id AND m.seq > s.since_seq
       AND NOT pg_visible_in_snapshot(m.accepted_by, s.since) AND ${deliverable('s.epoch', '$2::int')})`,
 }
@@ -114,7 +114,8 @@ export function createPostgresSessions({ pool, query }: PostgresSessionsOptions)
     },
 
     async waiting(leaseMs) {
-      return (await query<[string]>(waiting, [instanceId, leaseMs])).map(([connectionId]) => connectionId)
+      const rows = await query<[string, string]>(waiting, [instanceId, leaseMs])
+      return rows.map(([connectionId, epoch]) => ({ connectionId, epoch: Number(epoch) }))
     },
 
     async sweep() {

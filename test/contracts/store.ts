@@ -346,7 +346,7 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
     for (const connectionId of [waiting, delivered, closed]) await fill(connectionId, 1, 1)
     await store.claim({ ...claim, connectionId: delivered, epoch: epochs.get(delivered)! })
     await sessions.close({ connectionId: closed })
-    const found = await sessions.waiting(30_000)
+    const found = (await sessions.waiting(30_000)).map(({ connectionId }) => connectionId)
     t.same(
       [quiet, backlog, waiting, delivered, closed].filter((connectionId) => found.includes(connectionId)),
       [waiting],
