@@ -1,4 +1,11 @@
-import { LogController, type FastifyError, type FastifyInstance, type FastifyServerOptions } from 'fastify'
+import {
+  LogController,
+  type FastifyError,
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+  type FastifyServerOptions,
+} from 'fastify'
 import docs from './plugins/docs.js'
 import janitor from './plugins/janitor.js'
 import pickup from './plugins/pickup.js'
@@ -14,7 +21,7 @@ import { CallError, toCallError } from './src/errors.js'
 /** The service as one Fastify plugin: what it stands on, then how one reaches it. */
 export default async function app(fastify: FastifyInstance, { config }: { config: Config }): Promise<void> {
   fastify.setErrorHandler<FastifyError>((error, request, reply) => {
-    const answer = httpError(error)
+    const answer = httpError(error, config)
     if (answer.code === 'internal_error') request.log.error({ err: error, route: request.routeOptions.url }, 'request failed')
     return reply
       .code(answer.status)
@@ -52,17 +59,32 @@ export function serverOptions(config: Config) {
       maxHeaderSize: 16_384 + 2 * config.limits.maxDidLength, // a DID can be a query parameter
     },
     routerOptions: { maxParamLength: 12 * config.limits.maxConnectionIdLength }, // percent-encoded
+    // The router's own refusals, before there is a route.
+    frameworkErrors: (error: FastifyError, _request: FastifyRequest, reply: FastifyReply) => {
+      const answer = httpError(error, config)
+      void reply.code(answer.status).send({ error: answer.toObject() })
+    },
     pluginTimeout: 120_000, // a database may take this long to recover
   } satisfies FastifyServerOptions & Record<string, unknown>
 }
 
 /** Fastify's own refusals in the words of the error table. */
-function httpError(error: FastifyError): CallError {
+function httpError(error: FastifyError, { limits }: Config): CallError {
   switch (error.statusCode) {
     case 400:
       return new CallError('invalid_request', error.message)
     case 413:
-      return new CallError('payload_too_large', error.message, { field: 'body' })
+      return new CallError('payload_too_large', `The body must be at most ${limits.maxFrameBytes} bytes.`, {
+        field: 'body',
+        limit: limits.maxFrameBytes,
+      })
+    case 414: {
+      const limit = limits.maxConnectionIdLength
+      return new CallError('invalid_params', `Invalid params: connectionId must be at most ${limit} characters long.`, {
+        field: 'connectionId',
+        limit,
+      })
+    }
     case 415:
       return new CallError('invalid_request', 'The body must be JSON, with content-type: application/json.', { field: 'content-type' })
     default:

@@ -10,6 +10,8 @@ export interface Mediator {
   call(method: string, params: object): Promise<any>
   /** Called with the messages of each messagesReceived. */
   onMessages: (messages: QueuedMessage[]) => void
+  /** Called with liveSessionReplaced: the wallet is live elsewhere, and nothing more is delivered here. */
+  onReplaced: (params: { connectionId: string; sessionId: string }) => void
   /** Gone without a close frame; the service hears of it when TCP does, or when a ping is not answered. */
   lose(): void
   close(): Promise<void>
@@ -39,6 +41,7 @@ export async function connect(name: string, url: string): Promise<Mediator> {
         socket.send(JSON.stringify({ jsonrpc: '2.0', id, method, params }))
       }),
     onMessages: () => {},
+    onReplaced: () => {},
     lose: () => socket.terminate(),
     async close() {
       socket.close()
@@ -53,7 +56,9 @@ export async function connect(name: string, url: string): Promise<Mediator> {
   }
   socket.on('message', (data: Buffer) => {
     const { id, method, params, result, error } = JSON.parse(data.toString())
-    if (method === 'messagesReceived') return mediator.onMessages(params.messages) // it has no id: nothing is to be answered
+    // Notifications have no id: nothing is to be answered.
+    if (method === 'messagesReceived') return mediator.onMessages(params.messages)
+    if (method === 'liveSessionReplaced') return mediator.onReplaced(params)
     if (error) settle(id)?.reject(new Refusal(`mediator ${name}: ${error.message}`, error.data?.retryable === true))
     else settle(id)?.resolve(result)
   })

@@ -21,7 +21,10 @@ export default fp(
         ],
       },
     })
-    await app.register(swaggerUi, { routePrefix: '/docs', uiConfig: { tryItOutEnabled: true, displayRequestDuration: true } })
+    await app.register(swaggerUi, {
+      routePrefix: '/docs',
+      uiConfig: { tryItOutEnabled: true, displayRequestDuration: true, displayOperationId: true },
+    })
   },
   { name: 'docs', dependencies: ['pickup'] },
 )

@@ -28,6 +28,7 @@ export default async function restRoutes(app: FastifyInstance): Promise<void> {
   // The call checks its parameters, with the same words on every transport; the schemas of the routes are for the docs.
   app.setValidatorCompiler(() => () => true)
   app.setSerializerCompiler(() => (body) => ((body as CallResult).text ? (body as CallResult).text : JSON.stringify(body)))
+  app.removeContentTypeParser('text/plain') // Fastify's own
   app.addContentTypeParser('application/json', { parseAs: 'buffer' }, async (_request: FastifyRequest, body: Buffer) => {
     if (body.length === 0) return undefined
     if (!isUtf8(body)) throw new CallError('parse_error', 'Parse error: this is not UTF-8.')
@@ -62,7 +63,7 @@ function describe({ name, operation }: Call, url: string, bodyIsRead: boolean): 
     for (const field of names) {
       const value = (example.params as Record<string, unknown>)[field]
       properties[field] =
-        value === undefined || bodyIsRead === !inPath.includes(field)
+        value === undefined || (bodyIsRead && !inPath.includes(field))
           ? params.properties[field]!
           : { ...params.properties[field]!, examples: [value] }
     }
@@ -70,6 +71,12 @@ function describe({ name, operation }: Call, url: string, bodyIsRead: boolean): 
   }
   const elsewhere = pick(fields.filter((field) => !inPath.includes(field)))
   const exampleBody = Object.fromEntries(Object.entries(example.params).filter(([field]) => !inPath.includes(field)))
+  // @fastify/swagger leaves out the content of an answer whose type is null.
+  const answer = {
+    ...(result.type === 'null' ? { enum: [null] } : result),
+    description: result.description ?? 'The result.',
+    examples: [example.result],
+  }
   return {
     operationId: name,
     summary,
@@ -77,6 +84,6 @@ function describe({ name, operation }: Call, url: string, bodyIsRead: boolean): 
     tags: [url.endsWith('live-session') ? 'live sessions' : 'messages'],
     params: pick(inPath),
     ...(bodyIsRead ? { body: { ...elsewhere, examples: [exampleBody] } } : { querystring: elsewhere }),
-    response: { 200: { ...result, description: result.description ?? 'Done.', examples: [example.result] }, default: errorAnswer },
+    response: { 200: answer, default: errorAnswer },
   }
 }

@@ -54,7 +54,7 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
 
     webSocket.on('message', (data: Buffer, isBinary: boolean) => {
       if (isBinary)
-        return webSocket.send(failure(null, new CallError('invalid_request', 'Calls must be text frames with JSON; this one is binary.')))
+        return webSocket.send(failure('null', new CallError('invalid_request', 'Calls must be text frames with JSON; this one is binary.')))
       answer(data.toString(), caller, order).then(
         (reply) => {
           if (reply !== undefined && socket.isOpen) webSocket.send(reply)

@@ -42,13 +42,22 @@ export interface Operation<Params extends TObject = TObject, Result extends TSch
   stringify?(result: Static<Result>): string
 }
 
-FormatRegistry.Set(
-  'date-time',
-  (value) => /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$/.test(value) && !Number.isNaN(Date.parse(value)),
-)
+// Of what ISO 8601 allows, the moments that Postgres takes and that come back with a year of four digits.
+FormatRegistry.Set('date-time', (value) => {
+  const match = /^(\d{4}-\d\d-\d\d)T\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-](\d\d):\d\d)$/.exec(value)
+  if (!match) return false
+  const [moment, day] = [new Date(value), new Date(match[1]!)]
+  if (Number.isNaN(moment.getTime()) || Number.isNaN(day.getTime())) return false
+  return (
+    day.toISOString().startsWith(match[1]!) &&
+    Number(match[2] ?? 0) <= 14 &&
+    /^(?!0000)\d{4}-/.test(moment.toISOString()) &&
+    !value.startsWith('0000')
+  )
+})
 
 // Postgres cannot store NUL, and a lone surrogate would be stored as U+FFFD, making two different names one.
-const PLAIN_TEXT = '^[^\\u0000\\ud800-\\udfff]*$'
+const PLAIN_TEXT = '^(?:[^\\u0000\\ud800-\\udfff]|[\\ud800-\\udbff][\\udc00-\\udfff])*$'
 
 const EXAMPLE_CONNECTION = '8f1f6e1c-6a3e-4c1b-9a53-0f8b4b8f7c11'
 const EXAMPLE_DID = 'did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK'

@@ -12,6 +12,8 @@ export interface ParsedJson {
   value: unknown
   /** The text of the `payload` field of each call, by its place in the batch (0 when it is not a batch). */
   payloads: Map<number, JsonText>
+  /** The text of the `id` of each call: a number past 2^53 would come back as another one. */
+  ids: Map<number, string>
 }
 
 const QUOTE = 34
@@ -31,17 +33,18 @@ const CLOSE_BRACE = 125
  * @throws CallError `too_deep`, `parse_error`
  */
 export function parseJson(text: string, maxDepth: number, shape: 'rpc' | 'body'): ParsedJson {
-  const payloads = findPayloads(text, maxDepth, shape)
+  const { payloads, ids } = findTexts(text, maxDepth, shape)
   try {
-    return { value: JSON.parse(text) as unknown, payloads }
+    return { value: JSON.parse(text) as unknown, payloads, ids }
   } catch {
     throw new CallError('parse_error', 'Parse error: this is not valid JSON.')
   }
 }
 
 /** Correct for valid JSON; for anything else it only has to end, because `JSON.parse` has the last word. */
-function findPayloads(text: string, maxDepth: number, shape: 'rpc' | 'body'): Map<number, JsonText> {
-  const found = new Map<number, JsonText>()
+function findTexts(text: string, maxDepth: number, shape: 'rpc' | 'body'): Pick<ParsedJson, 'payloads' | 'ids'> {
+  const payloads = new Map<number, JsonText>()
+  const ids = new Map<number, string>()
   let payloadDepth = shape === 'rpc' ? 2 : 1
   const keys: string[] = [] // the current key at each depth down to the payload's
   let isBatch = false
@@ -49,6 +52,7 @@ function findPayloads(text: string, maxDepth: number, shape: 'rpc' | 'body'): Ma
   let depth = 0
   let keyFollows = false
   let valueStart = -1 // where the payload began, while inside it
+  let idStart = -1
 
   for (let i = 0; i < text.length; i++) {
     switch (text.charCodeAt(i)) {
@@ -62,6 +66,8 @@ function findPayloads(text: string, maxDepth: number, shape: 'rpc' | 'body'): Ma
       case COLON:
         if (depth === payloadDepth && keys[depth] === 'payload' && (shape === 'body' || keys[depth - 1] === 'params')) {
           valueStart = i + 1
+        } else if (depth === payloadDepth - 1 && keys[depth] === 'id') {
+          idStart = i + 1
         }
         break
       case OPEN_BRACE:
@@ -80,8 +86,12 @@ function findPayloads(text: string, maxDepth: number, shape: 'rpc' | 'body'): Ma
       case CLOSE_BRACKET: {
         const code = text.charCodeAt(i)
         if (valueStart >= 0 && depth === payloadDepth) {
-          found.set(place, text.slice(valueStart, i).trim() as JsonText)
+          payloads.set(place, text.slice(valueStart, i).trim() as JsonText)
           valueStart = -1
+        }
+        if (idStart >= 0 && depth === payloadDepth - 1) {
+          ids.set(place, text.slice(idStart, i).trim())
+          idStart = -1
         }
         if (code === COMMA) {
           // Only where a key can stand does the next string count as one; inside arrays it is a value.
@@ -95,7 +105,7 @@ function findPayloads(text: string, maxDepth: number, shape: 'rpc' | 'body'): Ma
       }
     }
   }
-  return found
+  return { payloads, ids }
 }
 
 function endOfString(text: string, start: number): number {

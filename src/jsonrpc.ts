@@ -32,39 +32,41 @@ export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }:
     try {
       parsed = parseJson(text, maxDepth, 'rpc')
     } catch (error) {
-      return failure(null, error)
+      return failure('null', error)
     }
-    const { value, payloads } = parsed
-    if (!Array.isArray(value)) return answerOne(value, payloads.get(0), caller, order)
+    const { value, payloads, ids } = parsed
+    if (!Array.isArray(value)) return answerOne(value, ids.get(0), payloads.get(0), caller, order)
 
     // [JSON-RPC 6] Batch.
-    if (value.length === 0) return failure(null, new CallError('invalid_request', 'A batch must contain at least one call.'))
+    if (value.length === 0) return failure('null', new CallError('invalid_request', 'A batch must contain at least one call.'))
     if (value.length > maxBatch) {
       return failure(
-        null,
+        'null',
         new CallError('batch_too_long', `A batch must contain at most ${maxBatch} calls, it has ${value.length}.`, { limit: maxBatch }),
       )
     }
-    const answers = await Promise.all(value.map((call, i) => answerOne(call, payloads.get(i), caller, order)))
+    const answers = await Promise.all(value.map((call, i) => answerOne(call, ids.get(i), payloads.get(i), caller, order)))
     const replies = answers.filter((reply) => reply !== undefined)
     return replies.length > 0 ? `[${replies.join(',')}]` : undefined
   }
 
   async function answerOne(
     request: unknown,
+    idText: string | undefined,
     payload: JsonText | undefined,
     caller: Caller,
     order?: ArrivalOrder,
   ): Promise<string | undefined> {
+    const id = idOf(request, idText)
     const problem = problemOf(request)
-    if (problem) return failure(idOf(request), new CallError('invalid_request', `Invalid request: ${problem}.`))
-    const { id, method, params = {} } = request as { id?: string | number | null; method: string; params?: unknown }
+    if (problem) return failure(id ?? 'null', new CallError('invalid_request', `Invalid request: ${problem}.`))
+    const { method, params = {} } = request as { method: string; params?: unknown }
     const isNotification = id === undefined // [JSON-RPC 4.1]
     try {
       const found = methods.get(method)
       if (!found) throw new CallError('method_not_found', `Method not found: ${method.slice(0, 64)}. rpc.discover lists what there is.`)
       const { value, text } = await found.run(params, payload, caller, order)
-      return isNotification ? undefined : `{"jsonrpc":"2.0","result":${dialect?.(method, value) ?? text},"id":${JSON.stringify(id)}}`
+      return isNotification ? undefined : `{"jsonrpc":"2.0","result":${dialect?.(method, value) ?? text},"id":${id}}`
     } catch (error) {
       if (toCallError(error).code === 'internal_error') onError(error, method)
       return isNotification ? undefined : failure(id, error)
@@ -83,13 +85,15 @@ function problemOf(request: unknown): string | undefined {
   return undefined
 }
 
-/** [JSON-RPC 5] The id of a request in which it could not be detected is null. */
-function idOf(request: unknown): string | number | null {
-  const id = typeof request === 'object' && request !== null && 'id' in request ? request.id : null
-  return typeof id === 'string' || typeof id === 'number' ? id : null
+/** [JSON-RPC 5] The text of the id, as it came; null when it could not be detected, undefined when there is none. */
+function idOf(request: unknown, idText: string | undefined): string | undefined {
+  if (typeof request !== 'object' || request === null || !('id' in request)) return undefined
+  const { id } = request
+  if (typeof id === 'number') return idText ?? JSON.stringify(id)
+  return typeof id === 'string' ? JSON.stringify(id) : 'null'
 }
 
-/** An error as a frame of its own, for what goes wrong before there is a call. */
-export function failure(id: string | number | null, error: unknown): string {
-  return JSON.stringify({ jsonrpc: '2.0', error: toCallError(error).toObject(), id })
+/** An error as a frame of its own; `id` is JSON text. */
+export function failure(id: string, error: unknown): string {
+  return `{"jsonrpc":"2.0","error":${JSON.stringify(toCallError(error).toObject())},"id":${id}}`
 }

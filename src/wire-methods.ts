@@ -10,9 +10,10 @@ const EVENTS = ['messagesReceived', 'liveSessionReplaced']
  */
 export function createWireMethods(discovery: () => object): Map<string, Method> {
   const acknowledge = (params: unknown) => {
-    if (!Array.isArray(params)) throw new CallError('invalid_params', 'Params must be an array with names of events.', { field: 'params' })
+    if (!Array.isArray(params) || !params.every((event) => typeof event === 'string'))
+      throw new CallError('invalid_params', 'Params must be an array with names of events.', { field: 'params' })
     return Object.fromEntries(
-      params.slice(0, 100).map((event) => [String(event).slice(0, 64), EVENTS.includes(event as string) ? 'ok' : 'provided event invalid']),
+      params.slice(0, 100).map((event) => [event.slice(0, 64), EVENTS.includes(event) ? 'ok' : 'provided event invalid']),
     )
   }
   const method = (answer: (params: unknown) => unknown): Method => ({

@@ -39,12 +39,7 @@ async function startTwo(t: Teardown, settings: Record<string, string> = {}, ofB:
 const newConnections = () => Array.from({ length: CONNECTIONS }, () => randomUUID())
 
 /** Nothing lost, nothing that was not sent, nothing after its ack, in order; and the queue is empty. */
-async function verify(
-  t: Test,
-  ledger: Ledger,
-  DATABASE_URL: string,
-  { maxRepeats, withinMs }: { maxRepeats: number; withinMs: number },
-) {
+async function verify(t: Test, ledger: Ledger, DATABASE_URL: string, { maxRepeats, withinMs }: { maxRepeats: number; withinMs: number }) {
   const report = ledger.report()
   t.comment(JSON.stringify({ ...report, lost: report.lost.length, ghosts: report.ghosts.length, inversions: report.inversions.length }))
   t.ok(report.added > 100, 'there was a load')

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import pg from 'pg'
@@ -17,6 +17,7 @@ export interface TestPostgres {
 export async function startTestPostgres(): Promise<TestPostgres> {
   if (process.env.TEST_DATABASE_URL) return { url: process.env.TEST_DATABASE_URL, stop: async () => {} }
   const folder = mkdtempSync(join(tmpdir(), 'mpr-test-'))
+  chmodSync(folder, 0o711) // as root Postgres is another user; what it cannot enter would be kept elsewhere
   const embedded = await startEmbeddedPostgres(folder, silent)
   const { host, port, user, database } = embedded.connection
   return {
