@@ -68,7 +68,8 @@ t.test('a signal while the service still waits for its database ends it at once'
   })
   const log = createInterface({ input: child.stdout })
   for await (const line of log) if (line.includes('does not answer yet')) break
-  const closed = once(child, 'close')
+  child.stdout.resume()
+  const closed = once(child, 'exit')
   const asked = performance.now()
   child.kill('SIGTERM')
   t.same(await closed, [0, null])

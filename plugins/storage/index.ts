@@ -21,6 +21,14 @@ const STATEMENT_TIMEOUT_MS = 1_200
 const QUERY_TIMEOUT_MS = 1_300
 const CONNECT_TIMEOUT_MS = 1_000
 
+/**
+ * Every statement is keyed and meant for one index, so the planner is kept from anything else. A plan made while the table was
+ * empty, or without statistics, would otherwise read the whole queue or the whole index for ten messages (65 ms instead of
+ * 0.1 for a count of ten, test/plans.test.ts). Generic plans, because planning a take anew each time costs more than taking
+ * (502 against 218 µs); no JIT, because compiling costs more than any of these statements.
+ */
+const PLANNER = 'SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; SET plan_cache_mode = force_generic_plan'
+
 /** Decorates `store` and `sessions`, both on one Postgres: that of DATABASE_URL, or an embedded one that lives as long as the app. */
 export default fp<{ config: Config }>(
   async (app, { config }) => {
@@ -43,8 +51,7 @@ export default fp<{ config: Config }>(
       query_timeout: QUERY_TIMEOUT_MS,
       connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
       keepAlive: true,
-      // A prepared plan made while the table was empty would be kept, and scan the whole table once it is not.
-      onConnect: (client) => client.query('SET enable_seqscan = off'),
+      onConnect: (client) => client.query(PLANNER),
     }
     await app.register(fastifyPostgres, poolOptions)
     const { pool } = app.pg

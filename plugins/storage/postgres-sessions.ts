@@ -18,7 +18,7 @@ const open = {
   text: `WITH former AS (SELECT epoch, instance_id FROM live_sessions WHERE connection_id = $1 FOR UPDATE)
   INSERT INTO live_sessions AS s (connection_id, session_id, instance_id, expires_at, since, since_seq)
   SELECT $1, $2, $3::uuid, now() + $4::int * interval '1 ms', pg_current_snapshot(), coalesce((
-    SELECT seq FROM queued_messages WHERE connection_id = $1 AND accepted_at < now() - interval '5 seconds' ORDER BY seq DESC LIMIT 1), 0)
+    SELECT seq FROM queued_messages WHERE connection_id = $1 AND now() - accepted_at > interval '5 seconds' ORDER BY seq DESC LIMIT 1), 0)
   FROM (SELECT count(*) FROM former) locked
   ON CONFLICT (connection_id) DO UPDATE SET session_id = excluded.session_id, instance_id = excluded.instance_id,
     expires_at = excluded.expires_at, since = excluded.since, since_seq = excluded.since_seq, epoch = DEFAULT

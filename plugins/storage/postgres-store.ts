@@ -19,9 +19,13 @@ export const LIVE_EPOCH = `
   SELECT s.epoch FROM live_sessions s LEFT JOIN instances i ON i.instance_id = s.instance_id
   WHERE s.connection_id = $1 AND (s.expires_at > now() OR i.lease_until > now())`
 
-/** What take may hand out: not expired, addressed to $2 (when given), not taken in the current session. */
-const AVAILABLE = `m.connection_id = $1 AND m.accepted_at > now() - $3::interval
+/**
+ * What take may hand out: not expired, addressed to $2 (when given). The age is compared and not accepted_at, so that the index on
+ * it, which holds all queues, is not even considered.
+ */
+const AVAILABLE = `m.connection_id = $1 AND now() - m.accepted_at < $3::interval
     AND ($2::text IS NULL OR $2 = ANY (m.recipient_dids))`
+/** Not taken in the current session. */
 const NOT_TAKEN = `(m.in_flight_taken IS NOT TRUE OR m.in_flight_until <= now()
       OR m.in_flight_epoch IS DISTINCT FROM (SELECT epoch FROM live))`
 
@@ -125,7 +129,7 @@ const statements = {
   head AS (
     SELECT m.seq, m.payload_bytes FROM queued_messages m
     WHERE m.connection_id = $1 AND m.seq > (SELECT since_seq FROM session) AND NOT pg_visible_in_snapshot(m.accepted_by, (SELECT since FROM session))
-      AND m.accepted_at > now() - $3::interval AND ${deliverable('$2', '$7::int')}
+      AND now() - m.accepted_at < $3::interval AND ${deliverable('$2', '$7::int')}
     ORDER BY m.seq LIMIT $4::int + 1 FOR UPDATE SKIP LOCKED),
   picked AS (
     SELECT seq FROM (SELECT seq, row_number() OVER by_seq AS place, sum(payload_bytes) OVER by_seq AS running_bytes FROM head ${BY_SEQ}) h
