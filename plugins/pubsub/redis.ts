@@ -52,7 +52,7 @@ export interface RedisPubSubOptions {
 
 export function createRedisPubSub({ client, prefix, log }: RedisPubSubOptions): PubSub {
   const isCluster = client instanceof Cluster
-  const subscriber = isCluster ? client : (client).duplicate()
+  const subscriber = isCluster ? client : client.duplicate()
   const state = createBusState(isCluster ? 'redis cluster' : 'redis', log)
   const channelOf = (connectionId: string) => prefix + connectionId
 
