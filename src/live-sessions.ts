@@ -27,6 +27,8 @@ const WINDOW_BYTES = 1024 * 1024
 const WINDOW_LEASE_MS = 30_000
 // A socket that has this much unsent is not given more until it drains.
 const MAX_BUFFERED_BYTES = 1024 * 1024
+// Sessions ended by one statement, so that it stays far from the statement timeout.
+const RELEASE_BATCH = 1_000
 /** How long a session without a socket lasts unless renewed. */
 const SOCKETLESS_TTL_MS = 60_000
 
@@ -74,6 +76,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   const opening = new Map<string, number>()
   /** Over here, but the directory could not be told yet. */
   const unreleased = new Map<number, string>()
+  let releasing = false
   /** Messages that no hint had brought and that tick() found. */
   let rescued = 0
   let failures = 0
@@ -323,10 +326,19 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     releaseNow().catch((err: unknown) => log.warn({ err, sessions: unreleased.size }, 'could not release live sessions, trying again'))
   }
 
+  /** One statement at a time: thousands of sockets that close together would otherwise each send the sessions of all. */
   async function releaseNow(): Promise<void> {
-    const sessions = [...unreleased].map(([epoch, connectionId]) => ({ epoch, connectionId }))
-    await directory.closeMany(sessions)
-    for (const { epoch } of sessions) unreleased.delete(epoch)
+    if (releasing) return
+    releasing = true
+    try {
+      while (unreleased.size > 0) {
+        const sessions = [...unreleased].slice(0, RELEASE_BATCH).map(([epoch, connectionId]) => ({ epoch, connectionId }))
+        await directory.closeMany(sessions)
+        for (const { epoch } of sessions) unreleased.delete(epoch)
+      }
+    } finally {
+      releasing = false
+    }
   }
 
   function tellReplaced({ connectionId, sessionId, socket }: Session): void {

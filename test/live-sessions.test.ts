@@ -1,6 +1,8 @@
 import { once } from 'node:events'
 import pg from 'pg'
 import t from 'tap'
+import { createInProcessPubSub } from '../plugins/pubsub/in-process.js'
+import { createLiveSessions } from '../src/live-sessions.js'
 import { DID, connect, message, newConnectionId, startService, type TestSocket } from './helpers/service.js'
 
 const service = await startService(t)
@@ -258,4 +260,32 @@ t.test('a session that was recorded while its caller was told nothing does not s
   t.equal(await client.call('getLiveSession', { connectionId }), true)
   await client.call('addMessage', message(connectionId))
   while ((await client.call('getLiveSession', { connectionId })) !== null); // the next tick ends it
+})
+
+t.test('thousands of sockets that close together end their sessions in a few statements', async (t) => {
+  let statements = 0
+  let ended = 0
+  const directory = {
+    open: async () => ({ epoch: ++epochs }),
+    closeMany: async (sessions: unknown[]) => {
+      statements++
+      await new Promise((resolve) => setImmediate(resolve))
+      ended += sessions.length
+    },
+  }
+  let epochs = 0
+  const liveSessions = createLiveSessions({
+    store: {} as never,
+    directory: directory as never,
+    pubsub: { ...createInProcessPubSub() },
+    log: { debug() {}, info() {}, warn() {}, error() {} },
+    now: () => 0,
+    leaseMs: 30_000,
+  })
+  const sockets = range(1, 5_000).map((n) => ({ id: String(n), isOpen: true, bufferedBytes: 0, send() {} }))
+  for (const socket of sockets) await liveSessions.add(socket.id, 's', socket)
+  for (const socket of sockets) liveSessions.socketClosed(socket)
+  while (ended < 5_000) await new Promise((resolve) => setImmediate(resolve))
+  t.equal(ended, 5_000, 'each once')
+  t.ok(statements <= 6, `${statements} statements`)
 })

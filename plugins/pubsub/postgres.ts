@@ -75,7 +75,7 @@ export function createPostgresPubSub({ connect, log }: PostgresPubSubOptions): P
 
   function notify(payloads: string[]): Promise<unknown> {
     const sent = sql`SELECT count(pg_notify(${CHANNEL}, payload)) FROM unnest(${payloads}::text[]) AS payload`
-    return Promise.race([sent, timeout()])
+    return inTime(sent)
   }
 
   async function probeNow(): Promise<void> {
@@ -83,7 +83,7 @@ export function createPostgresPubSub({ connect, log }: PostgresPubSubOptions): P
     try {
       const back = new Promise<void>((resolve) => (probeCameBack = resolve))
       await notify([probe])
-      await Promise.race([back, timeout()])
+      await inTime(back)
       state.set(true)
     } catch (err) {
       if (closed) return
@@ -94,8 +94,15 @@ export function createPostgresPubSub({ connect, log }: PostgresPubSubOptions): P
     }
   }
 
-  async function timeout(): Promise<never> {
-    await sleep(PROBE_MS - 200, undefined, { ref: false })
-    throw new Error('postgres did not notify in time')
+  async function inTime<T>(answer: Promise<T>): Promise<T> {
+    const over = new AbortController()
+    const late = sleep(PROBE_MS - 200, undefined, { ref: false, signal: over.signal }).then(() => {
+      throw new Error('postgres did not notify in time')
+    })
+    try {
+      return await Promise.race([answer, late])
+    } finally {
+      over.abort()
+    }
   }
 }
