@@ -30,7 +30,8 @@ export function createArrivalOrder(): ArrivalOrder {
         line = { before: Promise.resolve(), overlaps, running: new Set(), waiting: 0 }
         lines.set(key, line)
       } else if (overlaps === undefined || line.overlaps !== overlaps) {
-        line.before = Promise.allSettled([line.before, ...line.running])
+        // Without their results, which would hang on to each other for as long as the line is never empty.
+        line.before = Promise.allSettled([line.before, ...line.running]).then(() => undefined)
         line.overlaps = overlaps
         line.running = new Set()
       }

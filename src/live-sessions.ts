@@ -121,6 +121,8 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
       isRescue: false,
       delivering: false,
     }
+    // The owner on another instance learns of it by looking, even when we do not stay.
+    if (former?.instanceId && former.instanceId !== directory.instanceId) pubsub.publish(connectionId)
     if (!socket.isOpen) {
       await unsubscribe()
       release([session])
@@ -268,6 +270,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
         }
         if (messages.length > 0) {
           for (const { id, payloadBytes } of messages) {
+            leaveWindow(session, id) // delivered again: its lease ran out a moment ago
             window.set(id, { bytes: payloadBytes, until })
             session.windowBytes += payloadBytes
           }

@@ -47,7 +47,8 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
    */
   async function run<T>(connectionId: string, bytes: number, add: () => Promise<T>): Promise<T> {
     if (maxMessages === Infinity && maxBytes === Infinity) return add()
-    while (!spend(connectionId, bytes)) {
+    // While a count runs nobody overtakes the one who waits for it: the adds of a connection keep their order.
+    while (counts.has(connectionId) || !spend(connectionId, bytes)) {
       const pending = pendings.get(connectionId)
       const free = await count(connectionId, bytes)
       const full = free.messages < 1 ? refuse('messages', maxMessages) : free.bytes < bytes ? refuse('bytes', maxBytes) : undefined

@@ -65,7 +65,7 @@ export function createRedisPubSub({ client, prefix, log }: RedisPubSubOptions): 
     },
     async onLast(connectionId) {
       missing.delete(connectionId)
-      await (isCluster ? client.sunsubscribe(channelOf(connectionId)) : subscriber.unsubscribe(channelOf(connectionId))).catch(() => {})
+      await attempt(() => (isCluster ? client.sunsubscribe(channelOf(connectionId)) : subscriber.unsubscribe(channelOf(connectionId))))
     },
   })
 
@@ -91,7 +91,7 @@ export function createRedisPubSub({ client, prefix, log }: RedisPubSubOptions): 
   return {
     publish(connectionId) {
       const channel = channelOf(connectionId)
-      void (isCluster ? client.spublish(channel, '') : client.publish(channel, '')).catch(() => {})
+      void attempt(() => (isCluster ? client.spublish(channel, '') : client.publish(channel, '')))
     },
     subscribe: (connectionId, onHint) => subscribers.add(connectionId, onHint),
     isUp: state.isUp,
@@ -105,10 +105,17 @@ export function createRedisPubSub({ client, prefix, log }: RedisPubSubOptions): 
 
   function subscribeNow(connectionId: string): Promise<boolean> {
     const channel = channelOf(connectionId)
-    return (isCluster ? client.ssubscribe(channel) : subscriber.subscribe(channel)).then(
-      () => true,
-      () => false,
-    )
+    return attempt(() => (isCluster ? client.ssubscribe(channel) : subscriber.subscribe(channel)))
+  }
+
+  /** ioredis also throws at once, while a Cluster does not know all of its slots. @returns whether it worked */
+  async function attempt(command: () => Promise<unknown>): Promise<boolean> {
+    try {
+      await command()
+      return true
+    } catch {
+      return false
+    }
   }
 
   async function retryMissing(): Promise<void> {

@@ -38,7 +38,7 @@ const PICKED = `picked AS (SELECT seq FROM (SELECT seq, payload_bytes, ${RUNNING
 const LOCKED_HEAD = `head AS (
     SELECT m.seq, m.payload_bytes FROM queued_messages m
     WHERE ${AVAILABLE} AND ${NOT_TAKEN}
-    ORDER BY m.seq LIMIT $4 FOR UPDATE SKIP LOCKED)`
+    ORDER BY m.seq LIMIT $4 FOR UPDATE)`
 
 /**
  * What may be pushed in the session with this epoch: not in flight in it, and not pushed in vain too often. After each
@@ -87,12 +87,15 @@ const statements = {
   takeMarked: {
     name: 'take_marked',
     text: `WITH live AS MATERIALIZED (SELECT (${LIVE_EPOCH}) AS epoch), ${LOCKED_HEAD}, ${PICKED}
-  UPDATE queued_messages m SET in_flight_epoch = (SELECT epoch FROM live), in_flight_until = now() + $6::int * interval '1 ms', in_flight_taken = true
+  UPDATE queued_messages m SET in_flight_epoch = (SELECT epoch FROM live), in_flight_until = now() + $6::int * interval '1 ms',
+    in_flight_taken = (SELECT epoch FROM live) IS NOT NULL -- the session may have ended since take looked
   WHERE m.connection_id = $1 AND m.seq = ANY (ARRAY (SELECT seq FROM picked))
   RETURNING m.seq, m.tag, ${RECEIVED_MS}, m.payload`,
   },
 
-  // One statement reads and deletes; SKIP LOCKED keeps two callers from waiting for the same rows and then finding none.
+  // One statement reads and deletes. A caller that waits for rows which another one deletes goes on to the next: LIMIT counts what
+  // was locked. SKIP LOCKED would pass over rows that the other locks and then leaves, because they do not fit its bytes, and say
+  // "empty" (48 of 80 takes in an experiment). All lock in the order of seq, so nobody waits in a circle.
   takeDeleted: {
     name: 'take_deleted',
     text: `WITH live AS MATERIALIZED (SELECT (${LIVE_EPOCH}) AS epoch), ${LOCKED_HEAD}, ${PICKED}
@@ -110,7 +113,7 @@ const statements = {
   remove: {
     name: 'remove',
     text: `DELETE FROM queued_messages m
-  WHERE m.connection_id = $1 AND m.seq = ANY ($2::bigint[]) AND m.tag = ($3::int[])[array_position($2::bigint[], m.seq)]`,
+  WHERE m.connection_id = $1 AND m.seq = ANY ($2::bigint[]) AND (m.seq, m.tag) IN (SELECT * FROM unnest($2::bigint[], $3::int[]))`,
   },
 
   removeAll: {

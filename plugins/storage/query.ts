@@ -1,4 +1,4 @@
-import type { Pool, QueryResult } from 'pg'
+import pg, { type Pool, type QueryResult } from 'pg'
 import { CallError } from '../../src/errors.js'
 
 /** A named statement: parsed and planned once per connection. */
@@ -40,7 +40,7 @@ export function storeError(error: unknown): unknown {
   if (TIMEOUTS.has(state) || /timeout/i.test((error as Error).message)) {
     return new CallError('timeout', 'The database did not answer in time; the call may have taken effect.', {}, error)
   }
-  if (UNAVAILABLE.has(state) || state.startsWith('08') || !/^[0-9A-Z]{5}$/.test(state)) {
+  if (UNAVAILABLE.has(state) || state.startsWith('08') || !(error instanceof pg.DatabaseError) || /^(40|53|58)/.test(state)) {
     return new CallError('unavailable', 'The database cannot be reached; the call may have taken effect.', {}, error)
   }
   return error
