@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import { startTestPostgres } from './helpers/postgres.js'
+import { redisBinary } from './helpers/redis.js'
 
 /**
  * `npm test [files]`: brings up what the tests stand on, runs them, and ends with a line `N passed, N failed`.
@@ -9,6 +10,7 @@ import { startTestPostgres } from './helpers/postgres.js'
 const all = process.argv.includes('--all')
 const files = process.argv.slice(2).filter((argument) => argument !== '--all')
 
+if (!(process.env.SKIP_TESTS ?? '').split(',').includes('redis')) redisBinary() // once, and not by each file at the same time
 const postgres = await startTestPostgres()
 const tap = spawn('npx', ['tap', 'run', '--reporter=tap', ...files], {
   stdio: ['ignore', 'pipe', 'inherit'],

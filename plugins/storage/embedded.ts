@@ -229,7 +229,7 @@ function prepareNative(installed: string, folder: string, isRoot: boolean): stri
   if (!existsSync(copy)) {
     const partial = `${copy}.${process.pid}`
     mkdirSync(dirname(copy), { recursive: true, mode: 0o755 })
-    cpSync(installed, partial, { recursive: true })
+    cpSync(installed, partial, { recursive: true, verbatimSymlinks: true })
     link(partial)
     if (!existsSync(copy)) renameSync(partial, copy)
   }

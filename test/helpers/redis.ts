@@ -1,6 +1,6 @@
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from 'node:fs'
 import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
@@ -58,7 +58,10 @@ function unpackDebian(): void {
     mkdirSync(join(folder, 'root'))
     for (const file of readdirSync(folder).filter((name) => name.endsWith('.deb'))) run('dpkg-deb', '-x', file, 'root')
     mkdirSync(dirname(CACHE), { recursive: true })
-    if (!existsSync(CACHE)) cpSync(join(folder, 'root'), CACHE, { recursive: true })
+    const copy = `${CACHE}.${process.pid}` // /tmp may be another file system
+    cpSync(join(folder, 'root'), copy, { recursive: true, verbatimSymlinks: true })
+    if (existsSync(CACHE)) rmSync(copy, { recursive: true })
+    else renameSync(copy, CACHE)
   } catch {
     // said by redisBinary
   } finally {
