@@ -142,7 +142,6 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     open.set(connectionId, session)
     if (rival) end(rival)
     if (rival && rival.socket !== socket) tellReplaced(rival)
-    if (!rival) displaceFormer(connectionId, former)
     deliver(session)
     return true
   }

@@ -1,6 +1,5 @@
 /** Who of this process listens to which connection. The bus is asked once per connection, however many listen. */
 export interface Subscribers {
-  connections(): IterableIterator<string>
   has(connectionId: string): boolean
   /** Resolves when the bus has been asked. @returns unsubscribe; a second call does nothing */
   add(connectionId: string, onHint: () => void): Promise<() => Promise<void>>
@@ -19,7 +18,6 @@ export function createSubscribers({ onFirst, onLast }: Bus): Subscribers {
   const byConnection = new Map<string, { listening: Set<() => void>; asked: Promise<void> }>()
 
   return {
-    connections: () => byConnection.keys(),
     has: (connectionId) => byConnection.has(connectionId),
 
     async add(connectionId, onHint) {

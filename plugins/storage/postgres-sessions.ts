@@ -7,8 +7,8 @@ import type { SessionDirectory } from '../../src/ports.js'
 import { deliverable } from './postgres-store.js'
 import { storeError, type Query } from './query.js'
 
-/** How long the sessions of a crashed instance still count. Renewed every RENEW_MS by the janitor. */
-export const INSTANCE_LEASE_MS = 25_000
+/** How long the sessions of a crashed instance still count. The janitor renews it every 5 s. */
+const INSTANCE_LEASE_MS = 25_000
 
 const open = {
   name: 'open_session',
