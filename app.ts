@@ -10,6 +10,7 @@ import docs from './plugins/docs.js'
 import janitor from './plugins/janitor.js'
 import pickup from './plugins/pickup.js'
 import pubsub from './plugins/pubsub/index.js'
+import push from './plugins/push/index.js'
 import storage from './plugins/storage/index.js'
 import websocket from './plugins/websocket.js'
 import healthRoutes from './routes/health.js'
@@ -36,6 +37,7 @@ export default async function app(fastify: FastifyInstance, { config }: { config
 
   await fastify.register(storage, { config })
   await fastify.register(pubsub, { config })
+  await fastify.register(push, { config })
   await fastify.register(pickup, { config })
   await fastify.register(janitor, { config })
   await fastify.register(websocket, { config })

@@ -1,6 +1,7 @@
 import closeWithGrace from 'close-with-grace'
 import Fastify from 'fastify'
 import app, { serverOptions } from './app.js'
+import { tryPush } from './plugins/push/try.js'
 import { migrateDatabase } from './plugins/storage/migrate.js'
 import { ConfigError, describeConfig, readConfig } from './src/config.js'
 
@@ -11,6 +12,8 @@ const HELP = `Message Pickup Repository
 
   npm start                 run the service
   npm run migrate           bring the schema of DATABASE_URL up to date and exit
+  npm run push:test -- --token <registration token> [--project <name>]
+                            send one push and say what came of it
   npm start -- --help       this text
 
 Environment:
@@ -20,6 +23,11 @@ ${describeConfig('text')}
 async function main(): Promise<void> {
   if (process.argv.includes('--help')) return void process.stdout.write(HELP)
   const config = readConfig(process.env)
+  if (process.argv.includes('--push-test')) {
+    const wasSent = await tryPush(config, process.argv, (line) => process.stdout.write(`${line}\n`))
+    process.exitCode = wasSent ? 0 : 1
+    return
+  }
   const fastify = Fastify(serverOptions(config))
 
   if (process.argv.includes('--migrate')) {

@@ -69,6 +69,8 @@ export const queuedMessages = pgTable(
 export const instances = pgTable('instances', {
   instanceId: uuid('instance_id').primaryKey(),
   leaseUntil: time('lease_until').notNull(),
+  /** When another instance found that the lease had run out, and saw to the sessions; null while it is renewed. */
+  missedAt: time('missed_at'),
 })
 
 /** The current live session of each connection that has one. */
@@ -94,5 +96,73 @@ export const liveSessions = pgTable(
     index('live_sessions_expires_at')
       .on(table.expiresAt)
       .where(sql`${table.expiresAt} is not null`),
+  ],
+)
+
+/** Where to wake the mediatee of a connection. */
+export const pushTokens = pgTable(
+  'push_tokens',
+  {
+    connectionId: text('connection_id').primaryKey(),
+    tokenHash: text('token_hash').notNull(),
+    type: text('type').notNull(),
+    project: text('project').notNull(),
+    /** Null once the push service said that it is dead. */
+    token: text('token'),
+    ending: text('ending').notNull(),
+    /** By setPushToken; otherwise it came with a message, and gives way to the next one that does. */
+    registered: boolean('registered').notNull(),
+    /** Mail up to this one that a session left behind has had its push: a message that is never removed must not wake for ever. */
+    remindedSeq: bigint('reminded_seq', { mode: 'number' }).notNull().default(0),
+    updatedAt: time('updated_at').notNull().defaultNow(),
+  },
+  (table) => [
+    /** For a token that died: it may wake several connections. */
+    index('push_tokens_token_hash').on(table.tokenHash),
+  ],
+)
+
+/**
+ * The pushes that are owed, one row for a device token, so that there is at most one of them and one window for it.
+ * The life of a row is told in plugins/storage/postgres-outbox.ts.
+ */
+export const pushOutbox = pgTable(
+  'push_outbox',
+  {
+    /** SHA-256 of type, project and token: a token may be too long for an index. */
+    tokenHash: text('token_hash').primaryKey(),
+    type: text('type').notNull(),
+    project: text('project').notNull(),
+    token: text('token').notNull(),
+    state: text('state', { enum: ['owed', 'sending', 'resting', 'dead'] }).notNull(),
+    /** owed: when it is due. sending: when the claim runs out. resting: the end of the window. dead: when it is forgotten. */
+    nextAt: time('next_at').notNull(),
+    owedSince: time('owed_since').notNull(),
+    attempts: smallint('attempts').notNull().default(0),
+    /** The newest message that owes it, whose removal cancels the push. Without seq: whatever a session left behind. */
+    connectionId: text('connection_id').notNull(),
+    seq: bigint('seq', { mode: 'number' }),
+    /** The session lives on and does not remove what it is given. */
+    despiteLive: boolean('despite_live').notNull().default(false),
+    /** Something owed a push while one was being sent. */
+    owedAgain: boolean('owed_again').notNull().default(false),
+    /** Who is sending: a claim that ran out can settle nothing. */
+    claim: bigint('claim', { mode: 'number' }),
+    windowUntil: time('window_until'),
+    /** The newest message that the last push was for: while it is there, the device has not come. */
+    sentConnectionId: text('sent_connection_id'),
+    sentSeq: bigint('sent_seq', { mode: 'number' }),
+    /** Why the token is dead. */
+    reason: text('reason'),
+  },
+  (table) => [
+    /** For the workers. */
+    index('push_outbox_due')
+      .on(table.nextAt)
+      .where(sql`${table.state} in ('owed', 'sending')`),
+    /** For the sweep. */
+    index('push_outbox_over')
+      .on(table.nextAt)
+      .where(sql`${table.state} in ('resting', 'dead')`),
   ],
 )

@@ -17,6 +17,7 @@ export default fp(
         tags: [
           { name: 'messages', description: 'The queue of a connection' },
           { name: 'live sessions', description: 'Which connection can be delivered to now' },
+          { name: 'pushes', description: 'Where to wake a wallet that has no live session' },
           { name: 'service', description: 'For probes and load balancers' },
         ],
       },

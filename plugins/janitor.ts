@@ -6,12 +6,18 @@ const TICK_MS = 5_000
 // Expiry is one short transaction a tick, so that leases are renewed in between however much has expired (0.5 ms for a message of
 // 500 KB).
 const EXPIRE_BATCH = 500
-const SWEEP_EVERY_TICKS = 12
+/**
+ * How often a push is looked for that fell due by itself or was owed by another instance: a second more or less does not matter to a
+ * phone, and what is owed here is looked for at once.
+ */
+const PUSH_POLL_MS = 1_000
+/** A sending takes at most its time-out; a claim that is left runs out, and another instance sends. */
+const PUSH_STOP_MS = 3_000
 
-/** What has to happen by itself: leases, the reconciler, expiry. */
+/** What has to happen by itself: leases, the reconciler, expiry, pushes. */
 export default fp<{ config: Config }>(
   async (app) => {
-    let ticks = 0
+    const { push, liveSessions } = app.pickup
     let isDown = false
     let running: Promise<void> = Promise.resolve()
     let stopped = false
@@ -19,19 +25,22 @@ export default fp<{ config: Config }>(
     const timer = setInterval(() => {
       running = running.then(tick)
     }, TICK_MS)
+    const poll = push && setInterval(push.look, PUSH_POLL_MS)
     app.addHook('preClose', async () => {
       stopped = true
       clearInterval(timer)
-      await running
+      clearInterval(poll)
+      await Promise.all([running, push?.stop(PUSH_STOP_MS)])
     })
 
     async function tick(): Promise<void> {
       if (stopped) return
       try {
         await app.sessions.renew()
-        await app.pickup.liveSessions.tick()
+        await liveSessions.tick()
         await expire()
-        if (ticks++ % SWEEP_EVERY_TICKS === 0) await app.sessions.sweep()
+        await app.sessions.sweep()
+        await app.pushOutbox.sweep()
         if (isDown) app.log.info({}, 'database answers again')
         isDown = false
       } catch (err) {

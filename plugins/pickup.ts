@@ -4,6 +4,7 @@ import type { Config } from '../src/config.js'
 import { createContract, type Contract, type Limits } from '../src/contract.js'
 import { createLiveSessions, type LiveSessions } from '../src/live-sessions.js'
 import { createPickup } from '../src/pickup.js'
+import { createPush, type Push } from '../src/push.js'
 import { createQuota } from '../src/quota.js'
 
 declare module 'fastify' {
@@ -13,6 +14,8 @@ declare module 'fastify' {
       contract: Contract
       calls: Calls
       liveSessions: LiveSessions
+      /** Absent when pushes are off. */
+      push: Push | undefined
       limits: Limits
       version: string
       /** Whether each thing that the service stands on answers. Without the store it cannot serve; without the bus it is slower. */
@@ -26,13 +29,27 @@ const version = '0.1.0' // test/house.test.ts compares it with package.json
 /** Joins the ports. */
 export default fp<{ config: Config }>(
   async (app, { config }) => {
-    const { store, sessions: directory, pubsub, log } = app
+    const { store, sessions: directory, pubsub, pushOutbox: outbox, pushSender: sender, log } = app
     const now = () => performance.now()
     const contract = createContract(config.limits)
-    const liveSessions = createLiveSessions({ store, directory, pubsub, log, now, leaseMs: config.LEASE_MS })
+    const liveSessions: LiveSessions = createLiveSessions({
+      ...{ store, directory, pubsub, log, now, leaseMs: config.LEASE_MS },
+      onOverdue: (connectionId) => push?.remind(connectionId),
+    })
+    const push: Push | undefined =
+      sender &&
+      createPush({
+        ...{ outbox, sender, log, now },
+        ownerOf: liveSessions.ownerOf,
+        retryMs: config.PUSH_RETRY_MS,
+        giveUpMs: config.PUSH_GIVE_UP_SECONDS * 1_000,
+      })
     const quota = createQuota({ messages: config.QUOTA_MESSAGES, bytes: config.QUOTA_BYTES }, store, now)
-    const calls = createCalls(contract, createPickup({ store, liveSessions, quota, limits: config.limits, leaseMs: config.LEASE_MS }))
-    app.decorate('pickup', { contract, calls, liveSessions, limits: config.limits, version, readiness })
+    const calls = createCalls(
+      contract,
+      createPickup({ store, outbox, push, liveSessions, quota, limits: config.limits, leaseMs: config.LEASE_MS }),
+    )
+    app.decorate('pickup', { contract, calls, liveSessions, push, limits: config.limits, version, readiness })
 
     async function readiness() {
       const isUp = await store.ping().then(
@@ -42,5 +59,5 @@ export default fp<{ config: Config }>(
       return { store: isUp, pubsub: pubsub.isUp() }
     }
   },
-  { name: 'pickup', dependencies: ['storage', 'pubsub'] },
+  { name: 'pickup', dependencies: ['storage', 'pubsub', 'push'] },
 )

@@ -81,7 +81,7 @@ function describe({ name, operation }: Call, url: string, bodyIsRead: boolean): 
     operationId: name,
     summary,
     description,
-    tags: [url.endsWith('live-session') ? 'live sessions' : 'messages'],
+    tags: [url.endsWith('live-session') ? 'live sessions' : url.endsWith('push-token') ? 'pushes' : 'messages'],
     params: pick(inPath),
     ...(bodyIsRead ? { body: { ...elsewhere, examples: [exampleBody] } } : { querystring: elsewhere }),
     response: { 200: answer, default: errorAnswer },

@@ -71,6 +71,52 @@ const settings = {
     minimum: 0,
     description: 'Messages older than this expire (seconds); 0 keeps them until they are removed.',
   }),
+  FIREBASE_CREDENTIALS: Type.Optional(
+    Type.String({
+      description:
+        'Turns pushes through FCM on. The service account of a Firebase project: a file, its JSON, or `application-default`. Several projects by name: `main=/run/main.json,other=/run/other.json`, or a JSON object of accounts; the first is the default.',
+      secret: true,
+    }),
+  ),
+  PUSH_TITLE: Type.String({ default: 'New message', minLength: 1, maxLength: 200, description: 'Title of a push.' }),
+  PUSH_BODY: Type.String({ default: 'You have received a new message', minLength: 1, maxLength: 1_000, description: 'Text of a push.' }),
+  PUSH_DATA_ONLY: Type.Boolean({
+    default: false,
+    description: 'Send pushes without title and text: the app is woken and decides what to show.',
+  }),
+  PUSH_TAG_SECRET: Type.Optional(
+    Type.String({
+      minLength: 16,
+      description:
+        'When set, a push carries `tag`, an HMAC of the connectionId under this secret, so that an app can tell its connections apart. Otherwise it carries nothing.',
+      secret: true,
+    }),
+  ),
+  PUSH_WINDOW_MS: Type.Integer({
+    default: 5_000,
+    minimum: 0,
+    maximum: 3_600_000,
+    description:
+      'Between two pushes to one device lies at least this time (milliseconds). After the end of a live session as long is waited.',
+  }),
+  PUSH_TIMEOUT_MS: Type.Integer({
+    default: 10_000,
+    minimum: 100,
+    maximum: 20_000,
+    description: 'FCM has this long to take a push (milliseconds).',
+  }),
+  PUSH_RETRY_MS: Type.Integer({
+    default: 10_000,
+    minimum: 10,
+    maximum: 600_000,
+    description:
+      'After a first failure a push is sent again after about this time, then after twice that, and so on up to 10 minutes (milliseconds).',
+  }),
+  PUSH_GIVE_UP_SECONDS: Type.Integer({
+    default: 3_600,
+    minimum: 1,
+    description: 'A push that could not be sent for this long is given up (seconds). The message stays.',
+  }),
   QUOTA_MESSAGES: Type.Integer({ default: 10_000, minimum: 0, description: 'Messages that may wait per connection; 0 = no limit.' }),
   QUOTA_BYTES: Type.Integer({
     default: 256 * MIB,

@@ -94,6 +94,12 @@ export function createContract(limits: Limits) {
   )
   const queue = '/connections/:connectionId/messages' as const
   const liveSession = '/connections/:connectionId/live-session' as const
+  const pushToken = '/connections/:connectionId/push-token' as const
+  const pushTokenFields = {
+    type: text(32, 'The push service: fcm.'),
+    token: text(4096, 'The device token.'),
+    project: Type.Optional(text(64, 'The name of one of several Firebase projects; the default one when absent.')),
+  }
 
   return {
     addMessage: operation({
@@ -119,15 +125,12 @@ export function createContract(limits: Limits) {
           text(128, 'The same key on the same connection answers the id of the first message while that message exists.'),
         ),
         pushNotificationToken: Type.Optional(
-          Type.Object(
-            {
-              type: text(32, 'The push service: fcm.'),
-              token: text(4096, 'The device token.'),
-            },
-            { description: 'Where to wake the wallet when it has no live session.' },
-          ),
+          Type.Object(pushTokenFields, {
+            description:
+              'Where to wake the wallet when it has no live session; without it, the token of the connection is used (setPushToken, or what came with an earlier message).',
+          }),
         ),
-        token: Type.Optional(text(4096, 'The older, plain form of pushNotificationToken.')),
+        token: Type.Optional(text(4096, 'The older, plain form of pushNotificationToken: an FCM token.')),
       }),
       result: messageId('The id of the message.'),
       http: `POST ${queue}`,
@@ -226,6 +229,52 @@ export function createContract(limits: Limits) {
       params: Type.Object({ connectionId, sessionId: Type.Optional(sessionId('End the session only if it is this one.')) }),
       result: Type.Boolean(),
       http: `DELETE ${liveSession}`,
+      example: { params: { connectionId: EXAMPLE_CONNECTION }, result: true },
+    }),
+
+    setPushToken: operation({
+      summary: 'Register where to wake the wallet',
+      description:
+        "From now on any sender's message wakes it when it has no live session. It replaces the token that was there; one that was dead is tried again.",
+      params: Type.Object({ connectionId, ...pushTokenFields }),
+      result: Type.Null(),
+      http: `PUT ${pushToken}`,
+      example: { params: { connectionId: EXAMPLE_CONNECTION, type: 'fcm', token: 'cXa1…APA91b' }, result: null },
+    }),
+
+    getPushToken: operation({
+      summary: 'Ask where the wallet would be woken',
+      description:
+        'The token of the connection, by its last characters, and whether the push service has refused it for good (dead). Null when there is none.',
+      params: Type.Object({ connectionId }),
+      result: Type.Union([
+        Type.Object(
+          {
+            type: Type.String(),
+            project: Type.Optional(Type.String()),
+            ending: Type.String({ description: 'The last 6 characters of the token.' }),
+            since: Type.String({ format: 'date-time', description: 'When it was set.' }),
+            dead: Type.Optional(
+              Type.String({ description: 'Why the push service does not take it any more. It is not used until it is set again.' }),
+            ),
+          },
+          { title: 'PushToken' },
+        ),
+        Type.Null(),
+      ]),
+      http: `GET ${pushToken}`,
+      example: {
+        params: { connectionId: EXAMPLE_CONNECTION },
+        result: { type: 'fcm', ending: 'APA91b', since: '2026-01-31T12:00:00.000Z' },
+      },
+    }),
+
+    removePushToken: operation({
+      summary: 'Forget where to wake the wallet',
+      description: 'True when there was a token. A push that is still owed to it is cancelled.',
+      params: Type.Object({ connectionId }),
+      result: Type.Boolean(),
+      http: `DELETE ${pushToken}`,
       example: { params: { connectionId: EXAMPLE_CONNECTION }, result: true },
     }),
   }

@@ -64,11 +64,13 @@ export interface LiveSessionsOptions {
   log: Log
   now: Clock
   leaseMs: number
+  /** Something was delivered, and not removed before its lease ran out. Called once for a message. */
+  onOverdue?: (connectionId: string) => void
 }
 
 export type LiveSessions = ReturnType<typeof createLiveSessions>
 
-export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs }: LiveSessionsOptions) {
+export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs, onOverdue }: LiveSessionsOptions) {
   const open = new Map<string, Session>()
   /** Per socket, the epoch of the last session that it opened for a connection, over or not. */
   const opened = new Map<Socket, Map<string, number>>()
@@ -82,7 +84,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   let failures = 0
   let lastFailure: unknown
 
-  return { add, remove, isLive, announce, socketClosed, removed, tick, closeAll, stats }
+  return { add, remove, isLive, ownerOf, announce, socketClosed, removed, tick, closeAll, stats }
 
   /** [spec: addLiveSession] Subscribe first, so that nothing which arrives after the answer can be missed. */
   async function add(connectionId: string, sessionId: string, socket: Socket | undefined): Promise<boolean> {
@@ -171,6 +173,11 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
 
   function isLive(connectionId: string): Promise<boolean> {
     return directory.isLive(connectionId)
+  }
+
+  /** The socket that holds the connection's live session, when it is on this instance. */
+  function ownerOf(connectionId: string): Socket | undefined {
+    return open.get(connectionId)?.socket
   }
 
   /** Ends all sessions of the socket at once and frees what was in flight in them. */
@@ -275,6 +282,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
           }
           if (session.isRescue) rescued += messages.length
           socket.send(messagesReceived(connectionId, messages), () => deliver(session))
+          if (messages.some(({ deliveries }) => deliveries === 2)) onOverdue?.(connectionId)
         }
         session.isRescue = false
         if (more) session.wanted = true

@@ -1,7 +1,8 @@
 import type { Limits, OperationName, Params, Result } from './contract.js'
 import { CallError } from './errors.js'
 import type { LiveSessions, Socket } from './live-sessions.js'
-import type { MessageStore } from './ports.js'
+import type { MessageStore, PushOutbox } from './ports.js'
+import type { Push } from './push.js'
 import type { createQuota } from './quota.js'
 
 /** Who calls. A socket can be delivered to; a REST request has none. */
@@ -16,16 +17,19 @@ export type Pickup = {
 
 export interface PickupOptions {
   store: MessageStore
+  outbox: PushOutbox
+  /** Absent when pushes are off: tokens are kept all the same. */
+  push?: Push
   liveSessions: LiveSessions
   quota: ReturnType<typeof createQuota>
   limits: Limits
   leaseMs: number
 }
 
-/** The eight operations. Each writes to the store first, then tells whoever may listen, then answers. */
-export function createPickup({ store, liveSessions, quota, limits, leaseMs }: PickupOptions): Pickup {
+/** The operations. Each writes to the store first, then tells whoever may listen, then answers. */
+export function createPickup({ store, outbox, push, liveSessions, quota, limits, leaseMs }: PickupOptions): Pickup {
   return {
-    async addMessage({ connectionId, recipientDids, payload, receivedAt, idempotencyKey }) {
+    async addMessage({ connectionId, recipientDids, payload, receivedAt, idempotencyKey, pushNotificationToken, token }, { socket }) {
       const payloadBytes = Buffer.byteLength(payload)
       if (payloadBytes > limits.maxPayloadBytes) {
         throw new CallError(
@@ -37,11 +41,20 @@ export function createPickup({ store, liveSessions, quota, limits, leaseMs }: Pi
           },
         )
       }
-      const id = await quota.run(connectionId, payloadBytes, () =>
-        store.add({ connectionId, recipientDids, payload, payloadBytes, receivedAt, idempotencyKey }),
-      )
+      const pushToken = push?.usable(pushNotificationToken ?? (token === undefined ? undefined : { type: 'fcm', token }))
+      const message = { connectionId, recipientDids, payload, payloadBytes, receivedAt, idempotencyKey, pushToken }
+      const added = await quota
+        .run(connectionId, payloadBytes, () => store.add(message))
+        .catch(async (error: unknown) => {
+          // Repeated because its answer was lost: it takes no more room.
+          const isFull = error instanceof CallError && error.code === 'quota_exceeded'
+          const first = isFull && idempotencyKey !== undefined ? await store.idOfKey(connectionId, idempotencyKey) : undefined
+          if (first === undefined) throw error
+          return { id: first, push: undefined }
+        })
       liveSessions.announce(connectionId)
-      return id
+      push?.added(connectionId, socket, pushToken, added.push)
+      return added.id
     },
 
     async takeFromQueue({ connectionId, recipientDid, limit = Infinity, limitBytes = Infinity, deleteMessages = false }) {
@@ -86,6 +99,21 @@ export function createPickup({ store, liveSessions, quota, limits, leaseMs }: Pi
 
     removeLiveSession({ connectionId, sessionId }, { socket }) {
       return liveSessions.remove(connectionId, sessionId, socket)
+    },
+
+    async setPushToken({ connectionId, ...pushToken }) {
+      const refusal = push?.refuses(pushToken)
+      if (refusal !== undefined) throw new CallError('invalid_params', refusal, { field: pushToken.type === 'fcm' ? 'project' : 'type' })
+      await outbox.setToken(connectionId, pushToken)
+      return null
+    },
+
+    async getPushToken({ connectionId }) {
+      return (await outbox.getToken(connectionId)) ?? null
+    },
+
+    removePushToken({ connectionId }) {
+      return outbox.removeToken(connectionId)
     },
   }
 }

@@ -13,6 +13,14 @@ export interface NewMessage {
   /** ISO 8601; the store's own time when absent. */
   receivedAt?: string
   idempotencyKey?: string
+  /** Wakes the mediatee when it has no live session. */
+  pushToken?: PushToken
+}
+
+export interface Added {
+  id: string
+  /** What came of it when pushes are on. Absent when nothing new is owed. */
+  push?: 'owed' | 'token is dead'
 }
 
 export interface StoredMessage {
@@ -24,6 +32,8 @@ export interface StoredMessage {
 
 export interface DeliverableMessage extends StoredMessage {
   payloadBytes: number
+  /** How many times it has been pushed down a socket, this time included. */
+  deliveries: number
 }
 
 export interface Take {
@@ -59,8 +69,13 @@ export interface Claim {
  * stops being in flight the moment that session is closed or displaced, without being touched.
  */
 export interface MessageStore {
-  /** @returns the id; with an `idempotencyKey` seen before on this connection, the id of that message. */
-  add(message: NewMessage): Promise<string>
+  /**
+   * With an `idempotencyKey` seen before on this connection, the id is that of the first message. When pushes are on and the
+   * connection has no live session, the push that is owed is committed with the message.
+   */
+  add(message: NewMessage): Promise<Added>
+  /** The id of the message with this idempotencyKey, if it is still there. */
+  idOfKey(connectionId: string, idempotencyKey: string): Promise<string | undefined>
   /** Oldest first. With `remove`, no message is given to two callers. */
   take(take: Take): Promise<StoredMessage[]>
   /** Not removed, not expired, not in flight. */
@@ -126,6 +141,88 @@ export interface PubSub {
   isUp(): boolean
   close(): Promise<void>
 }
+
+/** A device's address at a push service. */
+export interface PushToken {
+  /** The push service. */
+  type: string
+  /** Which of several projects of that service; the default one when absent. */
+  project?: string
+  token: string
+}
+
+/** What is told about the token of a connection. The token itself is not given back. */
+export interface KnownPushToken {
+  type: string
+  project?: string
+  /** Its last 6 characters. */
+  ending: string
+  /** ISO 8601: when it was set. */
+  since: string
+  /** Why the push service will not take it any more. */
+  dead?: string
+}
+
+/** A push whose time has come, claimed by this instance. */
+export interface DuePush {
+  /** Of the token. */
+  key: string
+  claim: number
+  token: PushToken
+  connectionId: string
+  /** The newest message that it is for. */
+  seq: string | undefined
+  /** Sendings that failed before this one. */
+  attempts: number
+  /** Milliseconds for which it has been owed. */
+  ageMs: number
+}
+
+export type PushSettlement =
+  | { as: 'sent' }
+  /** Given up, refused or not needed: nothing is owed until something new happens. */
+  | { as: 'over' }
+  /** Tried again later; `failed` when it counts as an attempt. */
+  | { as: 'again'; afterMs: number; failed: boolean }
+  | { as: 'dead'; reason: string }
+
+/**
+ * The pushes that are owed, kept with the messages: `MessageStore.add` owes one when nobody is live, the end of a live session
+ * owes one when it leaves mail behind. At most one is owed to a token, and between two that were sent to it lies a window.
+ * A push that was claimed by an instance which dies is claimed again by another.
+ */
+export interface PushOutbox {
+  /** Registers the token; one that was dead is tried again. */
+  setToken(connectionId: string, token: PushToken): Promise<void>
+  getToken(connectionId: string): Promise<KnownPushToken | undefined>
+  /** @returns whether there was one. What is owed to it because of this connection is cancelled. */
+  removeToken(connectionId: string): Promise<boolean>
+  /** Owes a push, although there is a live session, because messages delivered in it come back un-acked. */
+  remind(connectionId: string): Promise<void>
+  /** Up to `limit` pushes that are due and needed. What is due and no longer needed is settled and only counted. */
+  claim(limit: number): Promise<{ due: DuePush[]; cancelled: number }>
+  /** @returns for a dead token, the connections that it was registered for. Nothing happens when the claim has run out. */
+  settle(push: DuePush, settlement: PushSettlement): Promise<string[]>
+  /** Forgets windows that are over and tokens that have long been dead. */
+  sweep(): Promise<void>
+}
+
+/** Hands a wake-up to a push service. A refusal is a value; it throws only for a bug. */
+export interface PushSender {
+  /** Says why a token cannot be sent to (type, project), or nothing. */
+  refuses(token: PushToken): string | undefined
+  /** @returns within the sender's own time-out, and nothing goes out after it did */
+  send(token: PushToken, connectionId: string): Promise<PushOutcome>
+}
+
+export type PushOutcome =
+  | { kind: 'accepted' }
+  /** For good, whatever is sent. */
+  | { kind: 'dead'; reason: string }
+  /** This push, for good. */
+  | { kind: 'rejected'; reason: string }
+  /** For now. `everybody`: it is not about this token, so others of the project will fare the same. */
+  | { kind: 'failed'; reason: string; everybody: boolean; retryAfterMs?: number }
 
 /** The part of a logger that the queue uses (pino's). */
 export interface Log {

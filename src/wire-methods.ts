@@ -2,7 +2,7 @@ import { CallError } from './errors.js'
 import type { Method } from './jsonrpc.js'
 
 /** What this service may send on its own. */
-const EVENTS = ['messagesReceived', 'liveSessionReplaced']
+const EVENTS = ['messagesReceived', 'liveSessionReplaced', 'pushTokenInvalid']
 
 /**
  * What a JSON-RPC client of the rpc-websockets family asks of any server, beside the operations: a refused `rpc.on`

@@ -223,6 +223,12 @@ const CASES: Record<OperationName, { good: (connectionId: string) => Record<stri
     cases: [missing('sessionId'), ...sessionCases],
   },
   removeLiveSession: { good: (connectionId) => ({ connectionId }), cases: sessionCases },
+  setPushToken: {
+    good: (connectionId) => ({ connectionId, type: 'fcm', token: 'a token' }),
+    cases: [missing('type'), missing('token'), ...textCases('type', 32), ...textCases('token', 4_096), ...textCases('project', 64)],
+  },
+  getPushToken: { good: (connectionId) => ({ connectionId }), cases: [] },
+  removePushToken: { good: (connectionId) => ({ connectionId }), cases: [] },
 }
 
 for (const method of Object.keys(CASES) as OperationName[]) {

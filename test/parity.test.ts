@@ -52,9 +52,9 @@ async function overRest(t: Test, service: Service, method: OperationName, params
   return { error }
 }
 
-/** Ids differ from message to message and are all that may differ. */
+/** Ids differ from message to message, and times from call to call; they are all that may differ. */
 const withoutIds = ({ result, error }: Outcome): Outcome =>
-  error ? { error } : { result: result!.replace(/"\d+-[0-9a-z]{1,6}"/g, '"ID"') }
+  error ? { error } : { result: result!.replace(/"\d+-[0-9a-z]{1,6}"/g, '"ID"').replace(/"since":"[^"]+"/, '"since":"TIME"') }
 
 type Call = [method: OperationName, params: object]
 
@@ -71,6 +71,8 @@ const stored = (connectionId: string): Call[] => [
   ['addMessage', message(connectionId, 1, { receivedAt, payload: { b: 1, a: '\u0000\ud800' } })],
   ['addMessage', message(connectionId, 2, { receivedAt, payload: 'a text', recipientDids: [otherDid] })],
 ]
+const pushToken = { type: 'fcm', token: 'a token' }
+const registered = (connectionId: string): Call[] => [['setPushToken', { connectionId, ...pushToken }]]
 const live = (connectionId: string): Call[] => [['addLiveSession', { connectionId, sessionId: 'session' }]]
 const byConnection = (connectionId: string) => ({ connectionId })
 
@@ -113,6 +115,18 @@ const SUCCESSES: Record<OperationName, Scenario[]> = {
     { what: 'one', before: live, params: byConnection },
     { what: 'one of this name', before: live, params: (connectionId) => ({ connectionId, sessionId: 'session' }) },
     { what: 'one of another name', before: live, params: (connectionId) => ({ connectionId, sessionId: 'other' }) },
+  ],
+  setPushToken: [
+    { what: 'the first', params: (connectionId) => ({ connectionId, ...pushToken }) },
+    { what: 'another', before: registered, params: (connectionId) => ({ connectionId, type: 'fcm', token: 'another', project: 'x' }) },
+  ],
+  getPushToken: [
+    { what: 'none', params: byConnection },
+    { what: 'one', before: registered, params: byConnection },
+  ],
+  removePushToken: [
+    { what: 'none', params: byConnection },
+    { what: 'one', before: registered, params: byConnection },
   ],
 }
 
@@ -210,6 +224,9 @@ t.test('what api.md calls optional is optional, and the rest is required', async
     getLiveSession: ['connectionId'],
     addLiveSession: ['connectionId', 'sessionId'],
     removeLiveSession: ['connectionId'],
+    setPushToken: ['connectionId', 'type', 'token'],
+    getPushToken: ['connectionId'],
+    removePushToken: ['connectionId'],
   }
   for (const { name, params } of methods) {
     t.same(

@@ -15,3 +15,14 @@ t.test('a message can be added, counted, taken and removed', async (t) => {
   t.equal(await client.call('removeMessages', { connectionId, messageIds: [id] }), null)
   t.equal(await client.call('getAvailableMessageCount', { connectionId }), 0)
 })
+
+t.test('a repeated idempotencyKey is answered with the first id, also when the queue is full by now', async (t) => {
+  const full = await startService(t, { QUOTA_MESSAGES: '1' })
+  const client = await full.connect()
+  const connectionId = newConnectionId()
+  const keyed = message(connectionId, 1, { idempotencyKey: 'key' })
+  const id = await client.call('addMessage', keyed)
+  t.equal(await client.call('addMessage', keyed), id)
+  t.equal((await client.ask('addMessage', message(connectionId, 2))).error!.data.code, 'quota_exceeded')
+  t.equal((await client.ask('addMessage', message(connectionId, 2, { idempotencyKey: 'other' }))).error!.data.code, 'quota_exceeded')
+})

@@ -2,6 +2,7 @@ import Fastify from 'fastify'
 import pg from 'pg'
 import t from 'tap'
 import storage from '../plugins/storage/index.js'
+import { outboxStatements } from '../plugins/storage/postgres-outbox.js'
 import { statements } from '../plugins/storage/postgres-store.js'
 import { readConfig } from '../src/config.js'
 import type { SessionDirectory } from '../src/ports.js'
@@ -31,6 +32,8 @@ const FIXED_PAGES = 60
 const PAGES_PER_READ = 4
 /** A new version of the row and an entry in each of three indexes. */
 const PAGES_PER_WRITE = 30
+/** A session that ends may owe a push. */
+const PAGES_PER_END = 2 * PAGES_PER_READ + PAGES_PER_WRITE
 
 interface Case {
   title: string
@@ -49,14 +52,16 @@ t.test('in a table of a million messages', async (t) => {
   // The service's own pool, so that its settings are those that count.
   const app = Fastify()
   t.teardown(() => app.close())
-  await app.register(storage, { config: readConfig({ DATABASE_URL: await testDatabase(t) }) })
+  await app.register(storage, {
+    config: readConfig({ DATABASE_URL: await testDatabase(t), FIREBASE_CREDENTIALS: 'for the statements that owe pushes' }),
+  })
   const { pool } = app.pg
   const early = await connect(pool, 'force_generic_plan')
   const generic = await connect(pool, 'force_generic_plan')
   const custom = await connect(pool, 'force_custom_plan')
   t.teardown(() => [early, generic, custom].forEach(({ release }) => release()))
   // So that statistics are there when this test says so.
-  for (const table of ['queued_messages', 'live_sessions', 'instances'])
+  for (const table of ['queued_messages', 'live_sessions', 'instances', 'push_tokens', 'push_outbox'])
     await pool.query(`ALTER TABLE ${table} SET (autovacuum_enabled = off)`)
 
   const cases = [...queueCases(), ...(await sessionCases(pool, app.sessions))]
@@ -132,6 +137,52 @@ function queueCases(): Case[] {
   const keys = news.map((_, i) => (i % 2 ? `key ${i * 1_000 + 10}` : `new ${i}`)) // half of them are there
   all.push({ title: 'add of 50', text: statements.add.text, values: added(news, Array(50).fill(null)), rows: 50, reads: 0 })
   all.push({ title: 'add of 50 with keys', text: statements.addKeyed.text, values: added(news, keys), rows: 50, reads: 0 })
+  const wakings = news.map((_, i) => (i % 2 ? `hash ${i}` : null))
+  const tokens = [wakings, news.map(() => 'fcm'), news.map(() => ''), wakings]
+  all.push({
+    title: 'add of 50, owing pushes',
+    text: statements.addPushing.text,
+    values: [...added(news, Array(50).fill(null)), ...tokens],
+    rows: 50,
+    reads: 0,
+  })
+  all.push({
+    title: 'add of 50 with keys, owing pushes',
+    text: statements.addKeyedPushing.text,
+    values: [...added(news, keys), ...tokens],
+    rows: 25,
+    reads: 0,
+  })
+  const dueHashes = Array.from({ length: 50 }, (_, i) => `hash ${i}`)
+  all.push({ title: 'claim of 50 pushes', text: outboxStatements.claim.text, values: [50, 1, 1_000], rows: 50, reads: 0 })
+  all.push({
+    title: 'look at 50 pushes',
+    text: outboxStatements.look.text,
+    values: [dueHashes, 1],
+    given: `UPDATE push_outbox SET claim = 1, sent_connection_id = connection_id, sent_seq = 0, window_until = now() + interval '1 s' WHERE token_hash = ANY (ARRAY (SELECT 'hash ' || n FROM generate_series(0, 49) n))`,
+    rows: 50,
+    reads: 150, // and as many looks at the sessions
+  })
+  const one = ['hash 7', 1]
+  const sending = `UPDATE push_outbox SET claim = 1 WHERE token_hash = 'hash 7'`
+  all.push({
+    title: 'a push was sent',
+    text: outboxStatements.sent.text,
+    values: [...one, 'connection 7', null, 5_000],
+    given: sending,
+    rows: 1,
+    reads: 1,
+  })
+  all.push({
+    title: 'a push is tried again',
+    text: outboxStatements.again.text,
+    values: [...one, 1_000, 1],
+    given: sending,
+    rows: 1,
+    reads: 0,
+  })
+  all.push({ title: 'a token is dead', text: outboxStatements.dead.text, values: [...one, 'why'], given: sending, rows: 1, reads: 0 })
+  all.push({ title: 'sweep of pushes', text: outboxStatements.sweep.text, values: [], rows: 1_000, reads: 0 })
   all.push({ title: 'expire of 1,000', text: statements.expire.text, values: [TTL, 1_000], rows: 1_000, reads: 2_000 })
   return all.map((one) => ({
     ...one,
@@ -171,18 +222,24 @@ async function sessionCases(pool: pg.Pool, sessions: SessionDirectory): Promise<
   await add('close a session', sessions.close({ connectionId: DEEP, sessionId: 's' }), { rows: 1, given: live })
   await add('look for a session', sessions.isLive(DEEP), { rows: 1, given: live })
   await add('renew a lease', sessions.renew(), { rows: 1 })
-  await add('close 500 sessions', sessions.closeMany(fleet), { rows: 500, pages: 500 * PAGES_PER_READ })
-  await add('close all sessions', sessions.closeAll(), { rows: 1, given: own, pages: 2 * OWN_SESSIONS * PAGES_PER_READ })
+  await add('close 500 sessions', sessions.closeMany(fleet), { rows: 500, pages: 500 * PAGES_PER_END })
+  await add('close all sessions', sessions.closeAll(), { rows: 1, given: own, pages: OWN_SESSIONS * PAGES_PER_END })
   const search = { rows: NEWS, reads: NEWS, given: own, pages: 2 * OWN_SESSIONS * PAGES_PER_READ }
   await add('look for what waits', sessions.waiting(30_000), search)
-  await add('sweep expired sessions', sessions.sweep(), { rows: SESSIONS_OVER, pages: SESSIONS_OVER * 2 * PAGES_PER_READ })
+  await add('sweep expired sessions', sessions.sweep(), { rows: SESSIONS_OVER, pages: SESSIONS_OVER * PAGES_PER_END })
+  await add('see to the sessions of a crashed instance', sessions.sweep(), {
+    rows: 1,
+    nth: 1,
+    given: `DELETE FROM instances; ${own}; UPDATE instances SET lease_until = now() - interval '1 s'`,
+    pages: OWN_SESSIONS * PAGES_PER_END,
+  })
   await add('sweep the sessions of dead instances', sessions.sweep(), {
     rows: OWN_SESSIONS,
-    nth: 1,
+    nth: 2,
     given: dead,
     pages: OWN_SESSIONS * PAGES_PER_READ,
   })
-  await pool.query('TRUNCATE live_sessions, instances')
+  await pool.query('TRUNCATE live_sessions, instances, push_outbox')
   pool.query = query as never
   return all
 }
@@ -206,6 +263,13 @@ async function fill(pool: pg.Pool): Promise<void> {
     FROM generate_series(${1 - EXPIRED}, ${MESSAGES}) n;
 
     SELECT setval('queued_messages_seq_seq', ${MESSAGES});
+
+    INSERT INTO push_tokens SELECT 'connection ' || n, 'hash ' || n, 'fcm', '', 'token ' || n, 'ending', true FROM generate_series(0, 9999) n;
+
+    INSERT INTO push_outbox (token_hash, type, project, token, state, next_at, owed_since, connection_id, seq)
+    SELECT 'hash ' || n, 'fcm', '', 'token ' || n, CASE WHEN n % 2 = 0 THEN 'resting' ELSE 'owed' END,
+      now() + CASE WHEN n < 3000 THEN -1 ELSE 1 END * interval '1 hour', now(), 'connection ' || n, n
+    FROM generate_series(0, 9999) n;
 
     INSERT INTO instances SELECT gen_random_uuid(), now() + (n - 2) * interval '1 minute' FROM generate_series(1, 5) n;
 

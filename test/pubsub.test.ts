@@ -1,7 +1,3 @@
-import { execFileSync } from 'node:child_process'
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { Cluster, Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import { createInProcessPubSub } from '../plugins/pubsub/in-process.js'
@@ -10,6 +6,7 @@ import { clusterOptions, createRedisPubSub, redisOptions } from '../plugins/pubs
 import { connectOptions } from '../plugins/storage/migrate.js'
 import type { PubSub } from '../src/ports.js'
 import { pubsubContract } from './contracts/pubsub.js'
+import { makeCertificate } from './helpers/certificate.js'
 import { startServer } from './helpers/process.js'
 import { startProxy } from './helpers/proxy.js'
 import { startCluster, startRedis } from './helpers/redis.js'
@@ -236,15 +233,7 @@ t.test('REDIS_NAT_MAP: nodes of a Cluster that name themselves by addresses at w
 })
 
 t.test('rediss://: TLS, with the certificate of a private authority', { skip: withoutRedis }, async (t) => {
-  const folder = mkdtempSync(join(tmpdir(), 'mpr-tls-'))
-  t.teardown(() => rmSync(folder, { recursive: true }))
-  const [key, certificate] = [join(folder, 'key.pem'), join(folder, 'certificate.pem')]
-  const subject = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1']
-  execFileSync(
-    'openssl',
-    ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-keyout', key, '-out', certificate, ...subject],
-    { stdio: 'pipe' },
-  )
+  const { key, certificate } = makeCertificate(t, ['localhost'])
   const redis = await startRedis({
     args: (port) => [
       '--tls-port',

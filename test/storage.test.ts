@@ -1,9 +1,11 @@
 import pg from 'pg'
 import t from 'tap'
 import { migrateDatabase } from '../plugins/storage/migrate.js'
+import { createPostgresOutbox } from '../plugins/storage/postgres-outbox.js'
 import { createPostgresSessions } from '../plugins/storage/postgres-sessions.js'
 import { createPostgresStore } from '../plugins/storage/postgres-store.js'
 import { createQuery } from '../plugins/storage/query.js'
+import { pushOutboxContract } from './contracts/push-outbox.js'
 import { storeContract } from './contracts/store.js'
 import { testDatabase } from './helpers/service.js'
 
@@ -26,10 +28,11 @@ const PARTITIONED = ['queued_messages', 'live_sessions']
   )
   .join('\n')
 
-for (const [name, change] of [
-  ['Postgres', ''],
-  ['Postgres with tables partitioned by connection_id', PARTITIONED],
-]) {
+for (const [name, change, pushes] of [
+  ['Postgres', '', false],
+  ['Postgres, with pushes,', '', true],
+  ['Postgres with tables partitioned by connection_id', PARTITIONED, false],
+] as const) {
   t.test(`the store and the sessions on ${name} keep their contract`, async (t) => {
     const connectionString = await testDatabase(t)
     await migrateDatabase({ connectionString }, { apply: true, log })
@@ -42,12 +45,26 @@ for (const [name, change] of [
     const pool = new pg.Pool({ connectionString, max: 20 })
     t.teardown(() => pool.end())
     const query = createQuery(pool)
-    const newStore = (messageTtlSeconds: number) => createPostgresStore({ query, messageTtlSeconds })
-    const sessions = createPostgresSessions({ pool, query })
+    const newStore = (messageTtlSeconds: number) => createPostgresStore({ query, messageTtlSeconds, pushes })
+    const sessions = createPostgresSessions({ pool, query, pushWindowMs: pushes ? 5_000 : undefined })
     await sessions.renew()
     await storeContract(t, { stores: [newStore(0), newStore(0)], sessions, expiring: newStore(1) })
   })
 }
+
+t.test('the push outbox on Postgres keeps its contract', async (t) => {
+  const connectionString = await testDatabase(t)
+  await migrateDatabase({ connectionString }, { apply: true, log })
+  const pool = new pg.Pool({ connectionString, max: 20 })
+  t.teardown(() => pool.end())
+  const query = createQuery(pool)
+  const [windowMs, claimMs] = [300, 1_500]
+  const newStore = () => createPostgresStore({ query, messageTtlSeconds: 0, pushes: true })
+  const newOutbox = () => createPostgresOutbox({ pool, query, windowMs, claimMs })
+  const sessions = createPostgresSessions({ pool, query, pushWindowMs: windowMs })
+  await sessions.renew()
+  await pushOutboxContract(t, { stores: [newStore(), newStore()], outboxes: [newOutbox(), newOutbox()], sessions, windowMs, claimMs })
+})
 
 t.test('four instances that boot together migrate an empty database once', async (t) => {
   const connectionString = await testDatabase(t)
@@ -56,7 +73,7 @@ t.test('four instances that boot together migrate an empty database once', async
   await client.connect()
   t.teardown(() => client.end())
   const { rows } = await client.query('SELECT count(*)::int AS migrations FROM drizzle.__drizzle_migrations')
-  t.same(rows, [{ migrations: 1 }])
+  t.same(rows, [{ migrations: 2 }])
 })
 
 t.test('a role without DDL rights can run the service on a migrated database, and is told what to do on any other', async (t) => {
@@ -79,8 +96,8 @@ t.test('a role without DDL rights can run the service on a migrated database, an
   await migrateDatabase(asRole, { apply: true, log })
   const pool = new pg.Pool({ ...asRole, max: 2 })
   t.teardown(() => pool.end())
-  const store = createPostgresStore({ query: createQuery(pool), messageTtlSeconds: 0 })
-  const id = await store.add({ connectionId: 'c', recipientDids: ['did:x'], payload: '{}' as never, payloadBytes: 2 })
+  const store = createPostgresStore({ query: createQuery(pool), messageTtlSeconds: 0, pushes: false })
+  const { id } = await store.add({ connectionId: 'c', recipientDids: ['did:x'], payload: '{}' as never, payloadBytes: 2 })
   await store.remove('c', [id])
   t.equal(await store.count('c'), 0)
 })

@@ -2,9 +2,10 @@ import fastifyPostgres from '@fastify/postgres'
 import fp from 'fastify-plugin'
 import type { ClientBase, PoolConfig } from 'pg'
 import type { Config } from '../../src/config.js'
-import type { MessageStore, SessionDirectory } from '../../src/ports.js'
+import type { MessageStore, PushOutbox, SessionDirectory } from '../../src/ports.js'
 import { startEmbeddedPostgres } from './embedded.js'
 import { migrateDatabase, type Connection } from './migrate.js'
+import { createPostgresOutbox } from './postgres-outbox.js'
 import { createPostgresSessions } from './postgres-sessions.js'
 import { createPostgresStore } from './postgres-store.js'
 import { createQuery } from './query.js'
@@ -13,6 +14,7 @@ declare module 'fastify' {
   interface FastifyInstance {
     store: MessageStore
     sessions: SessionDirectory
+    pushOutbox: PushOutbox
   }
 }
 
@@ -20,6 +22,9 @@ declare module 'fastify' {
 const STATEMENT_TIMEOUT_MS = 1_200
 const QUERY_TIMEOUT_MS = 1_300
 const CONNECT_TIMEOUT_MS = 1_000
+
+/** A claim of a push outlasts its sending by this, for a slow database. */
+const SETTLING_MS = 5_000
 
 /**
  * Every statement is keyed and meant for one index, so the planner is kept from anything else. A plan made while the table was
@@ -29,7 +34,7 @@ const CONNECT_TIMEOUT_MS = 1_000
  */
 const PLANNER = 'SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; SET plan_cache_mode = force_generic_plan'
 
-/** Decorates `store` and `sessions`, both on one Postgres: that of DATABASE_URL, or an embedded one that lives as long as the app. */
+/** Decorates `store`, `sessions` and `pushOutbox`, all on one Postgres: that of DATABASE_URL, or an embedded one that lives as long as the app. */
 export default fp<{ config: Config }>(
   async (app, { config }) => {
     let connection: Connection
@@ -58,13 +63,16 @@ export default fp<{ config: Config }>(
     pool.on('error', (err) => app.log.warn({ err }, 'a database connection was lost'))
 
     const query = createQuery(pool)
-    app.decorate('store', createPostgresStore({ query, messageTtlSeconds: config.MESSAGE_TTL_SECONDS }))
-    const sessions = createPostgresSessions({ pool, query })
-    // Nobody else can be on an embedded database: what a former process left there is over.
-    if (config.DATABASE_URL === undefined)
-      await pool.query('WITH gone AS (DELETE FROM instances) DELETE FROM live_sessions WHERE instance_id IS NOT NULL')
+    const pushes = config.FIREBASE_CREDENTIALS !== undefined
+    app.decorate('store', createPostgresStore({ query, messageTtlSeconds: config.MESSAGE_TTL_SECONDS, pushes }))
+    const sessions = createPostgresSessions({ pool, query, pushWindowMs: pushes ? config.PUSH_WINDOW_MS : undefined })
+    if (config.DATABASE_URL === undefined) await sessions.disown()
     await sessions.renew()
     app.decorate('sessions', sessions)
+    app.decorate(
+      'pushOutbox',
+      createPostgresOutbox({ pool, query, windowMs: config.PUSH_WINDOW_MS, claimMs: config.PUSH_TIMEOUT_MS + SETTLING_MS }),
+    )
   },
   { name: 'storage' },
 )

@@ -1,35 +1,86 @@
 import { randomUUID } from 'node:crypto'
-import { and, eq, gt, lt, or, sql } from 'drizzle-orm'
+import { and, eq, gt, or, sql } from 'drizzle-orm'
 import { drizzle } from 'drizzle-orm/node-postgres'
 import type { Pool } from 'pg'
 import { instances, liveSessions } from '../../drizzle/schema.js'
 import type { SessionDirectory } from '../../src/ports.js'
+import { owedBySessions } from './owing.js'
 import { deliverable } from './postgres-store.js'
-import { storeError, type Query } from './query.js'
+import { attempt, type Query, type Statement } from './query.js'
 
 /** How long the sessions of a crashed instance still count. The janitor renews it every 5 s. */
 const INSTANCE_LEASE_MS = 25_000
+
+const IS_RENEWED = `(s.session_id = excluded.session_id AND s.expires_at > now() AND excluded.expires_at IS NOT NULL)`
 
 const open = {
   name: 'open_session',
   // Uses live_sessions_pkey, and the primary key of queued_messages backwards from the newest message. A statement ends
   // within 1.2 s (statement_timeout), so what is committed after this one was accepted less than 5 s before it.
-  // `former` is read by the SELECT, not only by RETURNING: there the row it locks has been replaced by this very statement.
+  // `former` is read by the SELECT, not only by RETURNING: there the row it locks has been replaced by this very statement. A session
+  // without a socket that is opened again under its name is renewed and stays the same, with what it has in flight.
   text: `WITH former AS (SELECT epoch, instance_id FROM live_sessions WHERE connection_id = $1 FOR UPDATE)
   INSERT INTO live_sessions AS s (connection_id, session_id, instance_id, expires_at, since, since_seq)
   SELECT $1, $2, $3::uuid, now() + $4::int * interval '1 ms', pg_current_snapshot(), coalesce((
     SELECT seq FROM queued_messages WHERE connection_id = $1 AND now() - accepted_at > interval '5 seconds' ORDER BY seq DESC LIMIT 1), 0)
   FROM (SELECT count(*) FROM former) locked
-  ON CONFLICT (connection_id) DO UPDATE SET session_id = excluded.session_id, instance_id = excluded.instance_id,
-    expires_at = excluded.expires_at, since = excluded.since, since_seq = excluded.since_seq, epoch = DEFAULT
+  ON CONFLICT (connection_id) DO UPDATE SET session_id = excluded.session_id, instance_id = excluded.instance_id, expires_at = excluded.expires_at,
+    since = CASE WHEN ${IS_RENEWED} THEN s.since ELSE excluded.since END,
+    since_seq = CASE WHEN ${IS_RENEWED} THEN s.since_seq ELSE excluded.since_seq END,
+    epoch = CASE WHEN ${IS_RENEWED} THEN s.epoch ELSE nextval('live_sessions_epoch_seq') END -- after the row is locked: excluded.epoch was drawn before
   RETURNING s.epoch, (SELECT epoch FROM former), (SELECT instance_id FROM former)`,
 }
 
-const close = {
-  name: 'close_session',
-  // A session that no longer counts is deleted too, but there was nothing to end.
-  text: `DELETE FROM live_sessions s WHERE s.connection_id = $1 AND ($2::bigint IS NULL OR s.epoch = $2) AND ($3::text IS NULL OR s.session_id = $3)
-  RETURNING s.epoch, s.instance_id, (s.expires_at > now() OR EXISTS (SELECT FROM instances i WHERE i.instance_id = s.instance_id AND i.lease_until > now()))`,
+/** The statements that end sessions. With pushes, each owes one to those that may have left mail behind, in the same transaction. */
+const ending = ({ windowMs }: { windowMs?: number }) => {
+  const statement = (name: string, before: string, select: string): Statement => ({
+    name: windowMs === undefined ? name : `${name}_owing`,
+    text: `WITH ${before}${windowMs === undefined ? '' : `, ${owedBySessions(`interval '${windowMs} ms'`, false)}`} ${select}`,
+  })
+  return {
+    // A session that no longer counts is deleted too, but there was nothing to end.
+    close: statement(
+      'close_session',
+      `ended AS (
+    DELETE FROM live_sessions s WHERE s.connection_id = $1 AND ($2::bigint IS NULL OR s.epoch = $2) AND ($3::text IS NULL OR s.session_id = $3)
+    RETURNING s.connection_id, s.epoch, s.instance_id, s.expires_at)`,
+      `SELECT s.epoch, s.instance_id, (s.expires_at > now() OR EXISTS (SELECT FROM instances i WHERE i.instance_id = s.instance_id AND i.lease_until > now()))
+  FROM ended s`,
+    ),
+    closeMany: statement(
+      'close_sessions',
+      `ended AS (
+    DELETE FROM live_sessions s USING unnest($1::text[], $2::bigint[]) AS gone (connection_id, epoch)
+    WHERE s.connection_id = gone.connection_id AND s.epoch = gone.epoch RETURNING s.connection_id)`,
+      'SELECT FROM ended',
+    ),
+    // Uses live_sessions_instance_id.
+    closeAll: statement(
+      'close_all_sessions',
+      'ended AS (DELETE FROM live_sessions WHERE instance_id = $1 RETURNING connection_id)',
+      'DELETE FROM instances WHERE instance_id = $1',
+    ),
+    // Uses live_sessions_expires_at.
+    expired: statement(
+      'end_expired_sessions',
+      'ended AS (DELETE FROM live_sessions WHERE expires_at <= now() RETURNING connection_id)',
+      'SELECT FROM ended',
+    ),
+    // A crashed instance ends nothing by itself. Its sessions stay, for it may only have stalled and come back; they are seen to once.
+    missed: statement(
+      'miss_instances',
+      `missed AS (
+    UPDATE instances SET missed_at = now() WHERE lease_until <= now() AND missed_at IS NULL RETURNING instance_id),
+  ended AS (SELECT s.connection_id FROM live_sessions s JOIN missed USING (instance_id))`,
+      'SELECT FROM missed',
+    ),
+    disown: statement(
+      'disown_sessions',
+      `gone AS (DELETE FROM instances),
+  ended AS (DELETE FROM live_sessions WHERE instance_id IS NOT NULL RETURNING connection_id)`,
+      'SELECT FROM ended',
+    ),
+  }
 }
 
 const waiting = {
@@ -43,11 +94,19 @@ const waiting = {
 export interface PostgresSessionsOptions {
   pool: Pool
   query: Query
+  /** Milliseconds that a wallet has to come back before its session's end owes a push; absent when pushes are off. */
+  pushWindowMs?: number
+}
+
+export interface PostgresSessions extends SessionDirectory {
+  /** Ends what former processes left, on a database that can have no other instance. */
+  disown(): Promise<void>
 }
 
 /** The session directory on Postgres, beside the queue: taking and counting look at it in the same statement. */
-export function createPostgresSessions({ pool, query }: PostgresSessionsOptions): SessionDirectory {
+export function createPostgresSessions({ pool, query, pushWindowMs }: PostgresSessionsOptions): PostgresSessions {
   const instanceId = randomUUID()
+  const { close, closeMany, closeAll, expired, missed, disown } = ending({ windowMs: pushWindowMs })
   const db = drizzle(pool)
   const leaseUntil = sql`now() + ${INSTANCE_LEASE_MS} * interval '1 ms'`
 
@@ -62,7 +121,7 @@ export function createPostgresSessions({ pool, query }: PostgresSessionsOptions)
   const renew = db
     .insert(instances)
     .values({ instanceId, leaseUntil })
-    .onConflictDoUpdate({ target: instances.instanceId, set: { leaseUntil } })
+    .onConflictDoUpdate({ target: instances.instanceId, set: { leaseUntil, missedAt: null } })
     .prepare('renew_lease')
 
   return {
@@ -79,7 +138,10 @@ export function createPostgresSessions({ pool, query }: PostgresSessionsOptions)
       const [epoch, formerEpoch, formerInstance] = row!
       return {
         epoch: Number(epoch),
-        former: formerEpoch === null ? undefined : { epoch: Number(formerEpoch), instanceId: formerInstance ?? undefined },
+        former:
+          formerEpoch === null || formerEpoch === epoch
+            ? undefined
+            : { epoch: Number(formerEpoch), instanceId: formerInstance ?? undefined },
       }
     },
 
@@ -89,20 +151,11 @@ export function createPostgresSessions({ pool, query }: PostgresSessionsOptions)
     },
 
     async closeMany(sessions) {
-      await attempt(
-        db.execute(
-          sql`DELETE FROM ${liveSessions} s USING unnest(${sql.param(sessions.map((s) => s.connectionId))}::text[], ${sql.param(
-            sessions.map((s) => s.epoch),
-          )}::bigint[]) AS gone (connection_id, epoch) WHERE s.connection_id = gone.connection_id AND s.epoch = gone.epoch`,
-        ),
-      )
+      await query(closeMany, [sessions.map((session) => session.connectionId), sessions.map((session) => session.epoch)])
     },
 
     async closeAll() {
-      await attempt(
-        db.execute(sql`WITH gone AS (DELETE FROM ${liveSessions} WHERE ${liveSessions.instanceId} = ${instanceId})
-          DELETE FROM ${instances} WHERE ${instances.instanceId} = ${instanceId}`),
-      )
+      await query(closeAll, [instanceId])
     },
 
     async isLive(connectionId) {
@@ -119,20 +172,16 @@ export function createPostgresSessions({ pool, query }: PostgresSessionsOptions)
     },
 
     async sweep() {
-      await attempt(db.delete(liveSessions).where(lt(liveSessions.expiresAt, sql`now()`)))
+      await query(expired, [])
+      await query(missed, [])
       await attempt(
         db.execute(sql`WITH dead AS (DELETE FROM ${instances} WHERE ${instances.leaseUntil} < now() - interval '1 day' RETURNING instance_id)
           DELETE FROM ${liveSessions} WHERE ${liveSessions.instanceId} IN (SELECT instance_id FROM dead)`),
       )
     },
-  }
-}
 
-/** Drizzle wraps what the driver threw. */
-async function attempt<T>(query: PromiseLike<T>): Promise<T> {
-  try {
-    return await query
-  } catch (error) {
-    throw storeError((error as Error).cause ?? error)
+    async disown() {
+      await query(disown, [])
+    },
   }
 }

@@ -1,9 +1,8 @@
-import { randomInt } from 'node:crypto'
-import { CallError } from '../../src/errors.js'
 import type { JsonText } from '../../src/json.js'
-import type { DeliverableMessage, MessageStore, NewMessage, StoredMessage } from '../../src/ports.js'
-import { createCoalescer } from './coalesce.js'
-import { isRefusedValue, type Query, type Statement } from './query.js'
+import type { DeliverableMessage, MessageStore, StoredMessage } from '../../src/ports.js'
+import { addStatements, createAdding } from './adding.js'
+import { formatId, parseId } from './message-id.js'
+import type { Query, Statement } from './query.js'
 
 /*
  * Every statement below is keyed by connection_id ($1) and reads the primary key (connection_id, seq), so that its cost
@@ -48,26 +47,8 @@ export const deliverable = (epoch: string, leaseMs: string) => `(m.deliveries < 
       AND (m.in_flight_epoch IS DISTINCT FROM ${epoch} OR greatest(m.in_flight_until, m.in_flight_until - ${leaseMs} * interval '1 ms'
         + CASE WHEN m.deliveries > 0 THEN 30 * 2 ^ (m.deliveries - 1) ELSE 0 END * interval '1 s') <= now()))`
 
-const ADD_COLUMNS = `(connection_id, tag, recipient_dids, payload, payload_bytes, received_at, idempotency_key)
-  SELECT u.connection_id, $7::int, u.dids::text[], u.payload, u.bytes, u.received_at, u.idempotency_key
-  FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::text[])
-    AS u (connection_id, dids, payload, bytes, received_at, idempotency_key)`
-
 const statements = {
-  add: { name: 'add', text: `INSERT INTO queued_messages ${ADD_COLUMNS} RETURNING seq` },
-
-  // Uses queued_messages_idempotency_key. Rows that were there already are not returned.
-  addKeyed: {
-    name: 'add_keyed',
-    text: `INSERT INTO queued_messages ${ADD_COLUMNS}
-  ON CONFLICT (connection_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-  RETURNING seq, connection_id, idempotency_key`,
-  },
-
-  byKey: {
-    name: 'by_key',
-    text: `SELECT seq, tag FROM queued_messages WHERE connection_id = $1 AND idempotency_key = $2 AND idempotency_key IS NOT NULL`,
-  },
+  ...addStatements,
 
   // Reads nothing when the connection has a live session (and leases are on): then the messages must be marked, by takeMarked.
   take: {
@@ -141,9 +122,9 @@ const statements = {
     UPDATE queued_messages m
     SET in_flight_epoch = $2, in_flight_until = now() + $7::int * interval '1 ms', in_flight_taken = false, deliveries = m.deliveries + 1
     WHERE m.connection_id = $1 AND m.seq = ANY (ARRAY (SELECT seq FROM picked))
-    RETURNING m.seq, m.tag, ${RECEIVED_MS} AS received_ms, m.payload, m.payload_bytes)
+    RETURNING m.seq, m.tag, ${RECEIVED_MS} AS received_ms, m.payload, m.payload_bytes, m.deliveries)
   SELECT EXISTS (SELECT FROM session), EXISTS (SELECT FROM live_sessions WHERE connection_id = $1), (SELECT count(*) FROM head) > (SELECT count(*) FROM picked),
-    c.seq, c.tag, c.received_ms, c.payload, c.payload_bytes
+    c.seq, c.tag, c.received_ms, c.payload, c.payload_bytes, c.deliveries
   FROM (SELECT) one LEFT JOIN claimed c ON true`,
   },
 
@@ -161,30 +142,21 @@ const statements = {
 
 export { statements }
 
-// A batch is bounded so that one of large payloads neither stalls the event loop nor runs into statement_timeout.
-const BATCH = { lanes: 2, maxItems: 200, maxBytes: 4 * 1024 * 1024, maxWaitingBytes: 256 * 1024 * 1024, maxWaitMs: 1_000 }
-
-const MAX_TAG = 2 ** 31 // an integer column
-
 type MessageRow = [seq: string, tag: number, receivedMs: number, payload: JsonText]
 
 export interface PostgresStoreOptions {
   query: Query
   /** Seconds after which a message expires; 0 = never. */
   messageTtlSeconds: number
+  /** Whether messages owe pushes. */
+  pushes: boolean
 }
 
-export function createPostgresStore({ query, messageTtlSeconds }: PostgresStoreOptions): MessageStore {
-  const tag = randomInt(MAX_TAG)
+export function createPostgresStore({ query, messageTtlSeconds, pushes }: PostgresStoreOptions): MessageStore {
   const ttl = messageTtlSeconds > 0 ? `${messageTtlSeconds} seconds` : '1000 years'
 
   return {
-    add: createCoalescer({
-      ...BATCH,
-      key: (message: NewMessage) => message.connectionId,
-      bytes: (message: NewMessage) => message.payloadBytes,
-      flush: addBatch,
-    }),
+    ...createAdding({ query, pushes }),
 
     async take({ connectionId, recipientDid, limit, limitBytes, remove, leaseMs }) {
       const values = [connectionId, recipientDid ?? null, ttl, limit, limitBytes]
@@ -216,15 +188,18 @@ export function createPostgresStore({ query, messageTtlSeconds }: PostgresStoreO
     },
 
     async claim({ connectionId, epoch, limit, limitBytes, alone, leaseMs }) {
-      const rows = await query<[isCurrent: boolean, hasSession: boolean, more: boolean, ...MessageRow, payloadBytes: number]>(
-        statements.claim,
-        [connectionId, epoch, ttl, limit, limitBytes, alone, leaseMs],
-      )
+      const rows = await query<
+        [isCurrent: boolean, hasSession: boolean, more: boolean, ...MessageRow, payloadBytes: number, deliveries: number]
+      >(statements.claim, [connectionId, epoch, ttl, limit, limitBytes, alone, leaseMs])
       const [isCurrent, hasSession, more] = rows[0]!
       const messages: DeliverableMessage[] = rows
         .filter(([, , , seq]) => seq !== null)
         .sort((a, b) => Number(a[3]) - Number(b[3]))
-        .map(([, , , seq, tag, receivedMs, payload, payloadBytes]) => ({ ...toMessage([seq, tag, receivedMs, payload]), payloadBytes }))
+        .map(([, , , seq, tag, receivedMs, payload, payloadBytes, deliveries]) => ({
+          ...toMessage([seq, tag, receivedMs, payload]),
+          payloadBytes,
+          deliveries,
+        }))
       return { state: isCurrent ? 'current' : hasSession ? 'replaced' : 'ended', more, messages }
     },
 
@@ -237,75 +212,6 @@ export function createPostgresStore({ query, messageTtlSeconds }: PostgresStoreO
       await query(statements.ping, [])
     },
   }
-
-  /** Each message is answered after the commit of its own row. One that Postgres refuses fails alone. */
-  async function addBatch(messages: NewMessage[]): Promise<(string | Error)[]> {
-    try {
-      return await (messages.some(({ idempotencyKey }) => idempotencyKey !== undefined) ? addKeyed(messages) : addPlain(messages))
-    } catch (error) {
-      if (messages.length === 1) return [error instanceof CallError ? error : refused(error)]
-      if (!isRefusedValue(error)) throw error
-      const results: (string | Error)[] = []
-      for (const message of messages) results.push(...(await addBatch([message])))
-      return results
-    }
-  }
-
-  async function addPlain(messages: NewMessage[]): Promise<string[]> {
-    const rows = await query<[string]>(statements.add, addValues(messages))
-    return rows.map(([seq]) => formatId(seq, tag))
-  }
-
-  async function addKeyed(messages: NewMessage[]): Promise<string[]> {
-    const rows = await query<[seq: string, connectionId: string, key: string | null]>(statements.addKeyed, addValues(messages))
-    // Rows come back in the order in which they were written, without those whose key was there already.
-    const ids: string[] = []
-    let next = 0
-    for (const { connectionId, idempotencyKey = null } of messages) {
-      const row = rows[next]
-      if (row && row[1] === connectionId && row[2] === idempotencyKey) {
-        next++
-        ids.push(formatId(row[0], tag))
-      } else {
-        ids.push('')
-      }
-    }
-    for (const [i, message] of messages.entries()) ids[i] ||= await idOfFirst(message)
-    return ids
-  }
-
-  async function idOfFirst(message: NewMessage): Promise<string> {
-    for (;;) {
-      const [first] = await query<[string, number]>(statements.byKey, [message.connectionId, message.idempotencyKey])
-      if (first) return formatId(...first)
-      // Removed since: its key is free again.
-      const [row] = await query<[string]>(statements.addKeyed, addValues([message]))
-      if (row) return formatId(row[0], tag)
-    }
-  }
-
-  function addValues(messages: NewMessage[]): unknown[] {
-    return [
-      messages.map((m) => m.connectionId),
-      messages.map((m) => arrayLiteral(m.recipientDids)),
-      messages.map((m) => m.payload),
-      messages.map((m) => m.payloadBytes),
-      messages.map((m) => m.receivedAt ?? null),
-      messages.map((m) => m.idempotencyKey ?? null),
-      tag,
-    ]
-  }
-}
-
-function refused(error: unknown): Error {
-  return isRefusedValue(error)
-    ? new CallError('invalid_params', 'The store refused a value of this message. Nothing was stored.', {}, error)
-    : (error as Error)
-}
-
-/** unnest would flatten an array of arrays, so each inner one travels as text. */
-function arrayLiteral(texts: readonly string[]): string {
-  return `{${texts.map((text) => `"${text.replace(/["\\]/g, '\\$&')}"`).join(',')}}`
 }
 
 /** DELETE and UPDATE ... RETURNING have no order. */
@@ -315,14 +221,4 @@ function sorted(rows: MessageRow[]): StoredMessage[] {
 
 function toMessage([seq, tag, receivedMs, payload]: MessageRow): StoredMessage {
   return { id: formatId(seq, tag), receivedAt: new Date(receivedMs).toISOString(), encryptedMessage: payload }
-}
-
-function formatId(seq: string, tag: number): string {
-  return `${seq}-${tag.toString(36)}`
-}
-
-function parseId(id: string): { seq: string; tag: number } | undefined {
-  const match = /^(\d{1,18})-([0-9a-z]{1,6})$/.exec(id)
-  const tag = match ? parseInt(match[2]!, 36) : NaN
-  return match && tag < MAX_TAG ? { seq: match[1]!, tag } : undefined
 }

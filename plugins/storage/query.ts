@@ -21,6 +21,15 @@ export function createQuery(pool: Pool): Query {
   }
 }
 
+/** Waits for a query of Drizzle, which wraps what the driver threw. */
+export async function attempt<T>(query: PromiseLike<T>): Promise<T> {
+  try {
+    return await query
+  } catch (error) {
+    throw storeError((error as Error).cause ?? error)
+  }
+}
+
 const TIMEOUTS = new Set([
   '57014', // query_canceled: statement_timeout
   '55P03', // lock_not_available

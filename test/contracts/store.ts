@@ -1,7 +1,7 @@
 import type { Test } from 'tap'
 import { randomUUID } from 'node:crypto'
 import type { JsonText } from '../../src/json.js'
-import type { MessageStore, NewMessage, SessionDirectory } from '../../src/ports.js'
+import type { Added, MessageStore, NewMessage, SessionDirectory } from '../../src/ports.js'
 
 export interface StoreUnderTest {
   /** Two stores on the same data, as two instances have them. */
@@ -28,13 +28,14 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
     (JSON.parse(encryptedMessage) as { ciphertext: string }).ciphertext
   const texts = (messages: { encryptedMessage: JsonText }[]) => messages.map(textOf)
   const numbers = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, i) => String(from + i))
+  const idOf = async (added: Promise<Added>) => (await added).id
   const fill = (connectionId: string, from: number, to: number) =>
-    Promise.all(numbers(from, to).map((n) => store.add(message(connectionId, n))))
+    Promise.all(numbers(from, to).map((n) => idOf(store.add(message(connectionId, n)))))
 
   t.test('concurrent adds of one process for one connection keep the order of their calls', async (t) => {
     const connections = Array.from({ length: 5 }, newId)
     const calls = numbers(1, 300).flatMap((n) => connections.map((connectionId) => ({ connectionId, n })))
-    const ids = await Promise.all(calls.map(({ connectionId, n }) => store.add(message(connectionId, n))))
+    const ids = await Promise.all(calls.map(({ connectionId, n }) => idOf(store.add(message(connectionId, n)))))
     t.equal(new Set(ids).size, ids.length, 'ids are unique')
     for (const connectionId of connections) {
       const messages = await other.take({ ...take, connectionId })
@@ -101,15 +102,18 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
   t.test('an idempotencyKey answers the first id while that message exists, on every instance', async (t) => {
     const connectionId = newId()
     const keyed = message(connectionId, '1', { idempotencyKey: 'key' })
-    const ids = await Promise.all([store.add(keyed), other.add(keyed), store.add(message(connectionId, '2')), store.add(keyed)])
+    const adds = [store.add(keyed), other.add(keyed), store.add(message(connectionId, '2')), store.add(keyed)]
+    const ids = await Promise.all(adds.map(idOf))
     t.equal(ids[0], ids[1])
     t.equal(ids[0], ids[3])
     t.not(ids[0], ids[2])
-    const elsewhere = await store.add(message(newId(), '1', { idempotencyKey: 'key' }))
+    const elsewhere = await idOf(store.add(message(newId(), '1', { idempotencyKey: 'key' })))
     t.not(elsewhere, ids[0], 'the key belongs to its connection')
     t.equal(await store.count(connectionId), 2)
-    await store.remove(connectionId, [ids[0]])
-    t.not(await other.add(keyed), ids[0], 'the key is free once its message is removed')
+    t.equal(await other.idOfKey(connectionId, 'key'), ids[0])
+    await store.remove(connectionId, [ids[0]!])
+    t.equal(await store.idOfKey(connectionId, 'key'), undefined)
+    t.not(await idOf(other.add(keyed)), ids[0], 'the key is free once its message is removed')
   })
 
   t.test('take without a live session can be repeated', async (t) => {
@@ -256,6 +260,21 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
     t.equal(await store.count(connectionId), 0)
     await sessions.open({ connectionId, sessionId: 'two' })
     t.equal(await store.count(connectionId), 2)
+  })
+
+  t.test('a session without a socket that is renewed keeps what it has in flight; under another name it releases it', async (t) => {
+    const connectionId = newId()
+    await fill(connectionId, 1, 2)
+    const first = await sessions.open({ connectionId, sessionId: 'poller', ttlMs: 60_000 })
+    await store.take({ ...take, connectionId })
+    const second = await sessions.open({ connectionId, sessionId: 'poller', ttlMs: 60_000 })
+    t.same(second, { epoch: first.epoch, former: undefined })
+    t.equal(await store.count(connectionId), 0)
+    const third = await sessions.open({ connectionId, sessionId: 'another', ttlMs: 60_000 })
+    t.ok(third.epoch > first.epoch)
+    t.equal(await store.count(connectionId), 2)
+    const withSocket = await sessions.open({ connectionId, sessionId: 'another' })
+    t.ok(withSocket.epoch > third.epoch, 'a socket is never the same session')
   })
 
   t.test('in flight: leases of 0 ms switch it off', async (t) => {

@@ -14,12 +14,17 @@ export interface RunningServer {
 }
 
 /** The service as a process of its own, as `npm start` runs it. Resolves once it is ready; rejects with what it said when it ends before. */
-export async function startServer(settings: Record<string, string>, options: { uid?: number; gid?: number } = {}): Promise<RunningServer> {
+export async function startServer(
+  settings: Record<string, string>,
+  options: { uid?: number; gid?: number; imports?: string[] } = {},
+): Promise<RunningServer> {
   // tap hooks itself into every node below a test, by NODE_OPTIONS; this one is to run as it does outside.
-  const child = spawn('sh', ['-c', 'unset NODE_OPTIONS; exec "$0" "$@"', process.execPath, '--import', 'tsx', 'server.ts'], {
+  const { imports = [], ...identity } = options
+  const loaded = ['tsx', ...imports].flatMap((module) => ['--import', module])
+  const child = spawn('sh', ['-c', 'unset NODE_OPTIONS; exec "$0" "$@"', process.execPath, ...loaded, 'server.ts'], {
     stdio: ['ignore', 'pipe', 'pipe'],
     env: { PATH: process.env.PATH, PORT: '0', ...settings },
-    ...options,
+    ...identity,
   })
   const log: RunningServer['log'] = []
   let said = ''
