@@ -90,10 +90,10 @@ t.test('a sender that does not take its answers makes no more calls', async (t) 
 t.test('what waits behind calls that do not end is refused while its sender still waits for it', async (t) => {
   const { intake, begun, refused, state } = createFixture(1)
   const [real, tick] = [setInterval, { run: () => {} }]
-  globalThis.setInterval = ((run: () => void) => {
+  globalThis.setInterval = (run: () => void) => {
     tick.run = run
     return real(() => {}, 1_000_000)
-  }) as never
+  }
   t.teardown(() => (globalThis.setInterval = real))
   intake.accept('a')
   intake.accept('b')
@@ -113,10 +113,10 @@ t.test('what waits behind calls that do not end is refused while its sender stil
 })
 
 t.test('many more calls than the limit, alone and in batches, are all answered and in order', async (t) => {
-  const service = await startService(t, { MAX_CALLS_IN_FLIGHT: '4' })
+  const service = await startService(t, { MAX_CALLS_IN_FLIGHT: '8' })
   const client = await service.connect()
   const connectionId = newConnectionId()
-  const ids = await Promise.all(Array.from({ length: 300 }, (_, n) => client.call('addMessage', message(connectionId, n))))
+  const ids = await Promise.all(Array.from({ length: 100 }, (_, n) => client.call('addMessage', message(connectionId, n))))
   const seqs = ids.map((id: string) => Number(id.split('-')[0]))
   t.same(
     seqs,
@@ -133,7 +133,7 @@ t.test('many more calls than the limit, alone and in batches, are all answered a
   for (const b of [0, 1, 2]) {
     const replies = (await client.frame((frame) => Array.isArray(frame) && (frame as any)[0].id === `${b}/0`)) as any
     t.equal(replies.length, 100)
-    t.ok(replies.every(({ result }: any) => result === 300))
+    t.ok(replies.every(({ result }: any) => result === 100))
   }
 })
 
@@ -192,6 +192,6 @@ t.test('who opens a connection and says nothing, or little by little, is cut off
     lasts('GET /ws HTTP/1.1\r\nupgrade: websocket\r\n', 'x: y\r\n'),
     lasts(body, ' '),
   ])
-  for (const seconds of [silent, header, upgrade]) t.ok(seconds! > 3 && seconds! < 9, `5 s for the headers: ${seconds!.toFixed(1)} s`)
-  t.ok(trickle! > 8 && trickle! < 15, `10 s for the whole request: ${trickle!.toFixed(1)} s`)
+  for (const seconds of [silent, header, upgrade]) t.ok(seconds > 3 && seconds < 9, `5 s for the headers: ${seconds.toFixed(1)} s`)
+  t.ok(trickle > 8 && trickle < 15, `10 s for the whole request: ${trickle.toFixed(1)} s`)
 })

@@ -48,8 +48,7 @@ t.test('the example of keys in the README starts a service that lets in who has 
     .replaceAll('keys.txt', join(folder, 'keys.txt'))
     .replaceAll('service.log', join(folder, 'service.log'))
     .replace('npm start', 'node --import tsx server.ts') // without building
-  const { NODE_OPTIONS: _, ...environment } = process.env
-  const env = { ...environment, DATABASE_URL: await testDatabase(t) }
+  const env = { ...process.env, NODE_OPTIONS: '', DATABASE_URL: await testDatabase(t) }
   const { stdout } = await promisify(execFile)('bash', ['-c', `${here}\nwait`], { env })
   t.equal(stdout, expected)
 })
