@@ -1,7 +1,8 @@
 # The service without a database: it needs DATABASE_URL. compose.yaml shows it with all it stands on.
 #
 #   docker build -t message-pickup-repository .
-#   docker run --init --read-only -p 127.0.0.1:3000:3000 -e DATABASE_URL=postgres://… message-pickup-repository
+#   docker run --init --read-only -p 127.0.0.1:3000:3000 -e DATABASE_URL=postgres://… \
+#     -e API_KEYS="my-mediator:mediator:$(openssl rand -hex 32)" message-pickup-repository
 
 FROM node:24-bookworm-slim AS base
 WORKDIR /app
@@ -23,7 +24,8 @@ RUN npm ci --omit=dev --omit=optional --ignore-scripts --no-audit --no-fund
 
 FROM node:24-bookworm-slim AS production
 WORKDIR /app
-# HOST: in a container "localhost" is reachable by nobody. Who gets in from outside is decided where the port is published.
+# HOST: in a container "localhost" is reachable by nobody. So it does not start without API_KEYS or API_KEYS_FILE (or
+# ALLOW_UNAUTHENTICATED=true, where who gets in is decided by the network alone).
 ENV NODE_ENV=production HOST=0.0.0.0 PORT=3000
 COPY package.json ./
 COPY --from=dependencies /app/node_modules/ node_modules/

@@ -6,14 +6,17 @@ import {
   type FastifyRequest,
   type FastifyServerOptions,
 } from 'fastify'
+import auth from './plugins/auth.js'
 import docs from './plugins/docs.js'
 import janitor from './plugins/janitor.js'
+import metrics from './plugins/metrics.js'
 import pickup from './plugins/pickup.js'
 import pubsub from './plugins/pubsub/index.js'
 import push from './plugins/push/index.js'
 import storage from './plugins/storage/index.js'
 import websocket from './plugins/websocket.js'
 import healthRoutes from './routes/health.js'
+import metricsRoutes from './routes/metrics.js'
 import restRoutes from './routes/rest.js'
 import rpcRoutes from './routes/rpc.js'
 import type { Config } from './src/config.js'
@@ -35,15 +38,18 @@ export default async function app(fastify: FastifyInstance, { config }: { config
     return reply.code(answer.status).send({ error: answer.toObject() })
   })
 
+  await fastify.register(metrics)
   await fastify.register(storage, { config })
   await fastify.register(pubsub, { config })
   await fastify.register(push, { config })
   await fastify.register(pickup, { config })
   await fastify.register(janitor, { config })
   await fastify.register(websocket, { config })
-  await fastify.register(docs)
+  await fastify.register(auth, { config })
+  await fastify.register(docs, { config })
 
   await fastify.register(healthRoutes)
+  await fastify.register(metricsRoutes)
   await fastify.register(rpcRoutes)
   await fastify.register(restRoutes, { prefix: '/v1' })
 }
@@ -54,12 +60,14 @@ export function serverOptions(config: Config) {
     logger: { level: config.LOG_LEVEL, serializers: { err: loggableError } },
     logController: new LogController({ disableRequestLogging: true }), // its lines carry URLs, and URLs carry DIDs
     bodyLimit: config.limits.maxFrameBytes,
+    keepAliveTimeout: 65_000, // longer than a load balancer's usual 60 s, so that it is not us who close under its request
     requestTimeout: 10_000, // 0 by default: a body that trickles in would hold its connection for ever
     http: {
       headersTimeout: 5_000,
       connectionsCheckingInterval: 1_000,
       maxHeaderSize: 16_384 + 2 * config.limits.maxDidLength, // a DID can be a query parameter
     },
+    trustProxy: config.TRUSTED_PROXIES ?? false,
     routerOptions: { maxParamLength: 12 * config.limits.maxConnectionIdLength }, // percent-encoded
     // The router's own refusals, before there is a route.
     frameworkErrors: (error: FastifyError, _request: FastifyRequest, reply: FastifyReply) => {

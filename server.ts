@@ -3,7 +3,8 @@ import Fastify from 'fastify'
 import app, { serverOptions } from './app.js'
 import { tryPush } from './plugins/push/try.js'
 import { migrateDatabase } from './plugins/storage/migrate.js'
-import { ConfigError, describeConfig, readConfig } from './src/config.js'
+import { isLoopback } from './src/access.js'
+import { ConfigError, describeConfig, hasApiKeys, readConfig } from './src/config.js'
 
 // Longer than the drain: calls end by their deadline, sockets within 2 s, an embedded Postgres in about one.
 const SHUTDOWN_MS = 10_000
@@ -36,7 +37,9 @@ async function main(): Promise<void> {
   }
 
   let isServing = false
-  closeWithGrace({ delay: SHUTDOWN_MS, logger: fastify.log }, async ({ err, signal }) => {
+  // With a file of keys it means "read them again" (plugins/auth.ts); without, what it always did: the terminal is gone.
+  const skip: 'SIGHUP'[] = config.API_KEYS_FILE === undefined ? [] : ['SIGHUP']
+  closeWithGrace({ delay: SHUTDOWN_MS, logger: fastify.log, skip }, async ({ err, signal }) => {
     if (err) fastify.log.fatal({ err }, 'unexpected failure, shutting down')
     else fastify.log.info({ signal }, 'shutting down')
     // Closing waits until everything is open, and what is not may be waiting for a database. Nothing is served yet.
@@ -47,8 +50,9 @@ async function main(): Promise<void> {
   isServing = true
   const { port } = fastify.server.address() as { port: number }
   const host = config.HOST.includes(':') ? `[${config.HOST}]` : config.HOST
-  if (!['127.0.0.1', '::1', 'localhost'].includes(config.HOST)) {
-    fastify.log.warn({ host: config.HOST }, 'whoever reaches this address can read and delete mail: keep it in a private network')
+  if (!hasApiKeys(config)) {
+    if (isLoopback(config.HOST)) fastify.log.info({}, 'no API key is set: only this machine can reach the service')
+    else fastify.log.warn({ host: config.HOST }, 'whoever reaches this address can read and delete mail: keep it in a private network')
   }
   fastify.log.info({ api: `http://${host}:${port}/v1`, rpc: `ws://${host}:${port}/ws`, docs: `http://${host}:${port}/docs` }, 'ready')
 }

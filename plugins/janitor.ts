@@ -51,6 +51,7 @@ export default fp<{ config: Config }>(
 
     async function expire(): Promise<void> {
       const expired = await app.store.expire(EXPIRE_BATCH)
+      app.metrics.messagesExpired.inc(expired)
       if (expired > 0) app.log.info({ messages: expired }, 'expired messages were deleted')
     }
   },

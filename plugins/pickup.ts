@@ -6,6 +6,7 @@ import { createLiveSessions, type LiveSessions } from '../src/live-sessions.js'
 import { createPickup } from '../src/pickup.js'
 import { createPush, type Push } from '../src/push.js'
 import { createQuota } from '../src/quota.js'
+import { createRateLimit } from '../src/rate-limit.js'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -17,6 +18,8 @@ declare module 'fastify' {
       /** Absent when pushes are off. */
       push: Push | undefined
       limits: Limits
+      /** Calls of one socket that run at the same time. */
+      maxCallsInFlight: number
       version: string
       /** Whether each thing that the service stands on answers. Without the store it cannot serve; without the bus it is slower. */
       readiness(): Promise<{ store: boolean; pubsub: boolean }>
@@ -45,11 +48,14 @@ export default fp<{ config: Config }>(
         giveUpMs: config.PUSH_GIVE_UP_SECONDS * 1_000,
       })
     const quota = createQuota({ messages: config.QUOTA_MESSAGES, bytes: config.QUOTA_BYTES }, store, now)
-    const calls = createCalls(
-      contract,
-      createPickup({ store, outbox, push, liveSessions, quota, limits: config.limits, leaseMs: config.LEASE_MS }),
-    )
-    app.decorate('pickup', { contract, calls, liveSessions, push, limits: config.limits, version, readiness })
+    const pickup = createPickup({ store, outbox, push, liveSessions, quota, limits: config.limits, leaseMs: config.LEASE_MS })
+    const calls = createCalls(contract, pickup, {
+      maxInFlight: config.MAX_CALLS_PER_INSTANCE,
+      rateLimit: createRateLimit({ perSecond: config.RATE_LIMIT_CALLS_PER_SECOND, now }),
+      observe: app.metrics.observeCall,
+    })
+    const { limits, MAX_CALLS_IN_FLIGHT: maxCallsInFlight } = config
+    app.decorate('pickup', { contract, calls, liveSessions, push, limits, maxCallsInFlight, version, readiness })
 
     async function readiness() {
       const isUp = await store.ping().then(
@@ -59,5 +65,5 @@ export default fp<{ config: Config }>(
       return { store: isUp, pubsub: pubsub.isUp() }
     }
   },
-  { name: 'pickup', dependencies: ['storage', 'pubsub', 'push'] },
+  { name: 'pickup', dependencies: ['metrics', 'storage', 'pubsub', 'push'] },
 )

@@ -1,3 +1,5 @@
+import type { IncomingMessage } from 'node:http'
+import type { Socket } from 'node:net'
 import fastifyWebsocket from '@fastify/websocket'
 import fp from 'fastify-plugin'
 import type { WebSocket } from 'ws'
@@ -5,6 +7,8 @@ import type { Config } from '../src/config.js'
 
 /** [RFC 6455 7.4.1, IANA registry] Service restart: existing clients reconnect on it, and never on 1000. */
 const SERVICE_RESTART = 1012
+/** [IANA registry] Try again later. */
+const TRY_AGAIN_LATER = 1013
 const CLOSE_TIMEOUT_MS = 2_000
 
 /**
@@ -30,44 +34,84 @@ export default fp<{ config: Config }>(
         .closeAll()
         .catch((err: unknown) => app.log.warn({ err }, 'could not end the live sessions, their lease will'))
       const sockets = [...app.websocketServer.clients]
-      for (const socket of sockets) socket.close(SERVICE_RESTART, 'service restart')
-      await Promise.all(sockets.map(closed))
+      await Promise.all(sockets.map((socket) => closeSocket(socket, SERVICE_RESTART, 'service restart')))
     })
 
-    const interval = Math.min(1_000, config.PING_INTERVAL_MS, config.PONG_TIMEOUT_MS) / 2
+    const tcp = new WeakMap<WebSocket, Socket>()
+    const interval = Math.min(1_000, config.PING_INTERVAL_MS, config.PONG_TIMEOUT_MS, config.STALL_TIMEOUT_MS) / 2
     const timer = setInterval(reap, interval)
     app.addHook('onClose', async () => clearInterval(timer))
 
-    const heard = new WeakMap<WebSocket, { at: number; pingedAt: number | undefined }>()
-    app.websocketServer.on('connection', (socket: WebSocket) => {
-      const state = { at: performance.now(), pingedAt: undefined as number | undefined }
-      heard.set(socket, state)
+    interface State {
+      heardAt: number
+      pingedAt: number | undefined
+      /** When what waits to be sent was last seen to become less, or there was nothing. */
+      sentAt: number
+      sentBytes: number
+    }
+    const states = new WeakMap<WebSocket, State>()
+    app.websocketServer.on('connection', (socket: WebSocket, request: IncomingMessage) => {
+      const now = performance.now()
+      const state: State = { heardAt: now, pingedAt: undefined, sentAt: now, sentBytes: 0 }
+      states.set(socket, state)
+      tcp.set(socket, request.socket)
       const alive = () => {
-        state.at = performance.now()
+        state.heardAt = performance.now()
         state.pingedAt = undefined
       }
       socket.on('pong', alive).on('message', alive).on('ping', alive)
     })
 
-    /** A socket whose other end vanished without a word would stay open for ever, and its mail would wait for nobody. */
     function reap(): void {
       const now = performance.now()
       for (const socket of app.websocketServer.clients) {
-        const state = heard.get(socket)
-        if (!state) continue
-        if (state.pingedAt !== undefined) {
-          if (now - state.pingedAt > config.PONG_TIMEOUT_MS) socket.terminate()
-        } else if (now - state.at > config.PING_INTERVAL_MS) {
-          state.pingedAt = now
-          socket.ping()
-        }
+        const state = states.get(socket)
+        if (!state || socket.readyState !== socket.OPEN) continue
+        reapSilent(socket, state, now)
+        reapStalled(socket, state, now)
+      }
+    }
+
+    /** A socket whose other end vanished without a word would stay open for ever, and its mail would wait for nobody. */
+    function reapSilent(socket: WebSocket, state: State, now: number): void {
+      if (socket.isPaused) {
+        // It is us who do not listen.
+        state.heardAt = now
+        state.pingedAt = undefined
+      } else if (state.pingedAt !== undefined) {
+        if (now - state.pingedAt > config.PONG_TIMEOUT_MS) socket.terminate()
+      } else if (now - state.heardAt > config.PING_INTERVAL_MS) {
+        state.pingedAt = now
+        socket.ping()
+      }
+    }
+
+    /** One that talks and does not read would keep what it was sent in our memory. */
+    function reapStalled(socket: WebSocket, state: State, now: number): void {
+      const sentBytes = sent(tcp.get(socket))
+      if (socket.bufferedAmount === 0 || sentBytes !== state.sentBytes) {
+        state.sentAt = now
+        state.sentBytes = sentBytes
+      } else if (now - state.sentAt > config.STALL_TIMEOUT_MS) {
+        app.log.warn({ unsentBytes: socket.bufferedAmount }, 'a socket does not take what it is sent, closing it')
+        void closeSocket(socket, TRY_AGAIN_LATER, 'does not read')
       }
     }
   },
   { name: 'websocket', dependencies: ['pickup'] },
 )
 
-function closed(socket: WebSocket): Promise<void> {
+/** Bytes that the system took from us. A large answer is one write, and counts as unsent as a whole until its end. */
+function sent(socket: Socket | undefined): number {
+  const { bytesWritten = 0, writeQueueSize = 0 } =
+    (socket as { _handle?: { bytesWritten?: number; writeQueueSize?: number } | null } | undefined)?._handle ?? {}
+  return bytesWritten - writeQueueSize
+}
+
+/** Asks the other end to close, and does it ourselves when it does not. Resolves when it is closed. */
+export function closeSocket(socket: WebSocket, code: number, reason: string): Promise<void> {
+  socket.resume() // its answer must be read
+  socket.close(code, reason)
   return new Promise((resolve) => {
     if (socket.readyState === socket.CLOSED) return resolve()
     const timer = setTimeout(() => socket.terminate(), CLOSE_TIMEOUT_MS)

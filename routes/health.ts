@@ -5,7 +5,10 @@ import type { FastifyInstance } from 'fastify'
 export default async function healthRoutes(app: FastifyInstance): Promise<void> {
   app.get(
     '/health',
-    { schema: { tags: ['service'], summary: 'Alive', response: { 200: Type.Object({ status: Type.Literal('ok') }) } } },
+    {
+      config: { access: 'open' },
+      schema: { tags: ['service'], summary: 'Alive', response: { 200: Type.Object({ status: Type.Literal('ok') }) } },
+    },
     async () => ({ status: 'ok' }),
   )
 
@@ -17,7 +20,10 @@ export default async function healthRoutes(app: FastifyInstance): Promise<void> 
   })
   app.get(
     '/ready',
-    { schema: { tags: ['service'], summary: 'Ready to serve', response: { 200: readiness, 503: readiness } } },
+    {
+      config: { access: 'open' },
+      schema: { tags: ['service'], summary: 'Ready to serve', response: { 200: readiness, 503: readiness } },
+    },
     async (_request, reply) => {
       const checks = await app.pickup.readiness()
       const status = !checks.store ? 'not ready' : checks.pubsub ? 'ready' : 'degraded'

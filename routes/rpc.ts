@@ -3,17 +3,21 @@ import type { WebSocket } from 'ws'
 import { createArrivalOrder } from '../src/arrival-order.js'
 import { dialect2060 } from '../src/dialect-2060.js'
 import { CallError } from '../src/errors.js'
-import { createJsonRpc, failure } from '../src/jsonrpc.js'
+import { createIntake } from '../src/intake.js'
+import { createJsonRpc, failure, type Method } from '../src/jsonrpc.js'
 import type { Socket } from '../src/live-sessions.js'
 import { createOpenRpc } from '../src/openrpc.js'
 import { createWireMethods } from '../src/wire-methods.js'
 
 const SERVICE_RESTART = 1012
+// A socket that has this much unsent makes no more calls until it has read some.
+const MAX_BUFFERED_BYTES = 1024 * 1024
+const SMALL_ANSWER = 64 * 1024
 const DIALECTS = { '2060': dialect2060 }
 
 /** JSON-RPC over WebSocket, on /ws and on / (existing clients are given a bare host). */
 export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
-  const { contract, calls, liveSessions, limits, version } = app.pickup
+  const { contract, calls, liveSessions, limits, maxCallsInFlight, version } = app.pickup
   const openRpc = createOpenRpc(contract, version)
   const options = {
     methods: new Map([...createWireMethods(() => openRpc), ...calls.byName]),
@@ -23,12 +27,14 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
   }
   const answerPlain = createJsonRpc(options)
   const answerIn = new Map(Object.entries(DIALECTS).map(([name, dialect]) => [name, createJsonRpc({ ...options, dialect })]))
+  const refuse = createJsonRpc({ ...options, methods: new Map([...options.methods.keys()].map((name) => [name, overloaded])) })
   let sockets = 0
 
   app.get('/ws', { websocket: true, onRequest: refuseUnknownDialect }, onConnection)
   app.route({
     method: 'GET',
     url: '/',
+    config: { access: 'open' }, // the redirect; a socket always needs a key
     schema: { hide: true },
     onRequest: refuseUnknownDialect,
     wsHandler: onConnection,
@@ -49,21 +55,44 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
       },
       send: (text, onSent) => webSocket.send(text, onSent),
     }
-    const caller = { socket }
+    const caller = { socket, client: request.client }
     const order = createArrivalOrder()
+    const intake = createIntake({
+      maxCalls: maxCallsInFlight,
+      now: () => performance.now(),
+      answer: (frame, onCalls) => answer(frame, caller, order, onCalls),
+      refuse: (frame) => refuse(frame, caller),
+      send(text, onSent) {
+        // Nearly always the system takes an answer at once, and a callback would cost more than the rest of sending.
+        if (webSocket.bufferedAmount > 0 || text.length > SMALL_ANSWER) return webSocket.send(text, onSent)
+        webSocket.send(text)
+        onSent()
+      },
+      isClogged: () => webSocket.bufferedAmount >= MAX_BUFFERED_BYTES,
+      pause: () => webSocket.pause(),
+      resume: () => webSocket.resume(),
+      onError: (err) => app.log.error({ err }, 'a frame was not answered'),
+    })
 
     webSocket.on('message', (data: Buffer, isBinary: boolean) => {
+      // A client that was told to close may go on calling, for as long as it does not close.
+      if (!socket.isOpen) return
       if (isBinary)
         return webSocket.send(failure('null', new CallError('invalid_request', 'Calls must be text frames with JSON; this one is binary.')))
-      answer(data.toString(), caller, order).then(
-        (reply) => {
-          if (reply !== undefined && socket.isOpen) webSocket.send(reply)
-        },
-        (err: unknown) => app.log.error({ err }, 'a frame was not answered'),
-      )
+      intake.accept(data.toString())
     })
-    webSocket.on('close', () => liveSessions.socketClosed(socket))
+    webSocket.on('close', () => {
+      intake.close()
+      liveSessions.socketClosed(socket)
+    })
   }
+}
+
+/** Stands in for every method when the calls of a socket do not come to an end. */
+const overloaded: Method = {
+  async run() {
+    throw new CallError('overloaded', 'The calls before this one take too long; it was not begun. Try again.')
+  },
 }
 
 async function refuseUnknownDialect(request: FastifyRequest, _reply: FastifyReply): Promise<void> {

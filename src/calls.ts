@@ -2,9 +2,10 @@ import type { Static, TObject, TSchema } from '@sinclair/typebox'
 import { TypeCompiler, ValueErrorType, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
 import type { ArrivalOrder } from './arrival-order.js'
 import type { Contract, Operation, OperationName } from './contract.js'
-import { CallError } from './errors.js'
+import { CallError, toCallError, type ErrorName } from './errors.js'
 import type { JsonText } from './json.js'
 import type { Caller, Pickup } from './pickup.js'
+import type { RateLimit } from './rate-limit.js'
 
 /**
  * Every call is answered within 1.5 s, because the existing client gives up after 2 s. What is not done by then goes on,
@@ -25,8 +26,17 @@ export interface CallResult {
   text: string
 }
 
+export interface CallsOptions {
+  /** Calls of this instance that may run at the same time. */
+  maxInFlight: number
+  rateLimit: RateLimit
+  /** Told how each call ended, for whoever watches the service. It is on the path of every call. */
+  observe(name: OperationName, outcome: 'ok' | ErrorName, ms: number): void
+}
+
 export interface Calls {
   readonly byName: ReadonlyMap<string, Call>
+  inFlight(): number
   /** Refusing calls: a socket that still comes is better sent elsewhere. */
   isDraining(): boolean
   /** Refuses new calls from now on and resolves when the running ones are done. Bounded by the deadline of a call. */
@@ -34,7 +44,7 @@ export interface Calls {
 }
 
 /** Joins each row of the contract with the method of the same name. */
-export function createCalls(contract: Contract, pickup: Pickup): Calls {
+export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, rateLimit, observe }: CallsOptions): Calls {
   let inFlight = 0
   let onIdle: (() => void) | undefined
   let draining = false
@@ -44,6 +54,7 @@ export function createCalls(contract: Contract, pickup: Pickup): Calls {
 
   return {
     byName,
+    inFlight: () => inFlight,
     isDraining: () => draining,
     async drain() {
       draining = true
@@ -62,20 +73,49 @@ export function createCalls(contract: Contract, pickup: Pickup): Calls {
       name,
       operation,
       async run(input, payload, caller, order) {
-        if (draining) throw new CallError('shutting_down', 'This instance is shutting down: connect again.')
-        const params = bind(check, input, payload)
-        inFlight++
-        const deadline = withDeadline(() => method(params, caller))
+        const started = performance.now()
+        let outcome: 'ok' | ErrorName = 'ok'
         try {
-          const value = await (order
-            ? deadline.race(order.run(params.connectionId as string, overlaps, deadline.task))
-            : deadline.race(deadline.task()))
+          admit(caller)
+          const params = bind(check, input, payload)
+          const value = await finish(
+            withDeadline(() => method(params, caller)),
+            order && ((task) => order.run(params.connectionId as string, overlaps, task)),
+          )
           return { value, text: stringify(value) }
+        } catch (error) {
+          outcome = toCallError(error).code
+          throw error
         } finally {
-          inFlight--
-          if (inFlight === 0) onIdle?.()
+          observe(name, outcome, performance.now() - started)
         }
       },
+    }
+  }
+
+  /** Refuses at once what could not be served anyway: quickly, so that those who are served stay quick. */
+  function admit({ client }: Caller): void {
+    if (draining) throw new CallError('shutting_down', 'This instance is shutting down: connect again.')
+    if (client !== undefined && !rateLimit.take(client)) {
+      throw new CallError('rate_limited', 'Too many calls a second (RATE_LIMIT_CALLS_PER_SECOND): slow down, and try again.')
+    }
+    if (inFlight >= maxInFlight) {
+      throw new CallError('overloaded', 'This instance has as many calls in flight as it takes: try again, or another instance.', {
+        limit: maxInFlight,
+      })
+    }
+  }
+
+  async function finish<T>(
+    { task, race }: ReturnType<typeof withDeadline<T>>,
+    inOrder: ((task: () => Promise<T>) => Promise<T>) | undefined,
+  ): Promise<T> {
+    inFlight++
+    try {
+      return await race(inOrder ? inOrder(task) : task())
+    } finally {
+      inFlight--
+      if (inFlight === 0) onIdle?.()
     }
   }
 }

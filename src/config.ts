@@ -1,5 +1,7 @@
+import { readFileSync } from 'node:fs'
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
+import { isLoopback, parseApiKeys } from './access.js'
 import type { Limits } from './contract.js'
 
 const MIB = 1024 * 1024
@@ -7,6 +9,45 @@ const MIB = 1024 * 1024
 const settings = {
   HOST: Type.String({ default: '127.0.0.1', minLength: 1, description: 'Address to listen on. `0.0.0.0` opens it to the network.' }),
   PORT: Type.Integer({ default: 3000, minimum: 0, maximum: 65_535, description: 'Port to listen on; 0 takes a free one.' }),
+  API_KEYS: Type.Optional(
+    Type.String({
+      description:
+        'Keys that let clients in, `name:scope:secret`, separated by spaces, commas or lines. Scopes: `mediator`, `admin`, `mediator+admin`. `sha256=` and its digest may stand for the secret. Without keys only this machine gets in.',
+      secret: true,
+    }),
+  ),
+  API_KEYS_FILE: Type.Optional(
+    Type.String({ description: 'File with more keys; lines from `#` on are comments. Read again when it changes, and on SIGHUP.' }),
+  ),
+  ALLOW_UNAUTHENTICATED: Type.Boolean({
+    default: false,
+    description: 'Listen on other addresses than the loopback without keys: whoever reaches them can read and delete mail.',
+  }),
+  ALLOWED_ORIGINS: Type.Optional(
+    Type.String({
+      pattern: '^https?://[^\\s,/]+(\\s*,\\s*https?://[^\\s,/]+)*$',
+      description: 'Origins whose pages may call from a browser, beside our own: `https://admin.example.org,…`.',
+    }),
+  ),
+  OPEN_DOCS: Type.Boolean({ default: false, description: 'Show /docs without a key. (Without keys it is always open.)' }),
+  TRUSTED_PROXIES: Type.Optional(
+    Type.String({ description: 'Addresses or networks of proxies whose X-Forwarded-For is believed: `10.0.0.0/8,…`.' }),
+  ),
+  MAX_FAILED_KEYS_PER_MINUTE: Type.Integer({
+    default: 30,
+    minimum: 1,
+    description: 'Requests without a good key that one address gets 401 for; the others get 429. Requests with a good key do not count.',
+  }),
+  RATE_LIMIT_REQUESTS_PER_SECOND: Type.Integer({
+    default: 0,
+    minimum: 0,
+    description: 'HTTP requests (REST and new sockets) of one key, or of one address without keys; 0 = no limit.',
+  }),
+  RATE_LIMIT_CALLS_PER_SECOND: Type.Integer({
+    default: 0,
+    minimum: 0,
+    description: 'Calls over all sockets of one key, or of one address without keys; 0 = no limit.',
+  }),
   DATABASE_URL: Type.Optional(
     Type.String({
       pattern: '^postgres(ql)?://',
@@ -65,6 +106,12 @@ const settings = {
     minimum: 100,
     maximum: 3_600_000,
     description: 'A socket that does not answer a ping in this time is closed (milliseconds).',
+  }),
+  STALL_TIMEOUT_MS: Type.Integer({
+    default: 60_000,
+    minimum: 100,
+    maximum: 3_600_000,
+    description: 'A socket that takes nothing of what it is sent for this long is closed (milliseconds).',
   }),
   MESSAGE_TTL_SECONDS: Type.Integer({
     default: 30 * 24 * 3600,
@@ -131,6 +178,16 @@ const settings = {
   }),
   MAX_DEPTH: Type.Integer({ default: 64, minimum: 4, maximum: 1_000, description: 'Levels of nesting of a frame or body.' }),
   MAX_BATCH: Type.Integer({ default: 100, minimum: 1, description: 'Calls in one JSON-RPC batch.' }),
+  MAX_CALLS_IN_FLIGHT: Type.Integer({
+    default: 32,
+    minimum: 1,
+    description: 'Calls of one socket that run at the same time. Its next ones are not read until there is room.',
+  }),
+  MAX_CALLS_PER_INSTANCE: Type.Integer({
+    default: 16_384,
+    minimum: 1,
+    description: 'Calls of all clients that run at the same time. The next ones are refused as `overloaded`, to be tried again.',
+  }),
   MAX_CONNECTION_ID_LENGTH: Type.Integer({
     default: 255,
     minimum: 1,
@@ -158,14 +215,14 @@ export class ConfigError extends Error {
 }
 
 /**
- * Reads the configuration. An empty variable counts as not set.
+ * Reads the configuration. An empty variable counts as not set. A secret may be in a file that NAME_FILE names.
  * @throws ConfigError with all faults at once
  */
 export function readConfig(environment: Record<string, string | undefined>): Config {
   const faults: string[] = []
   const values: Record<string, unknown> = {}
   for (const [name, schema] of Object.entries<TSchema>(settings)) {
-    const given = environment[name]
+    const given = schema.secret && name !== 'API_KEYS' ? environment[name] || fromFile(name) : environment[name]
     if (given === undefined || given === '') {
       values[name] = schema.default
       continue
@@ -189,6 +246,7 @@ export function readConfig(environment: Record<string, string | undefined>): Con
         `MAX_PAYLOAD_BYTES (${config.MAX_PAYLOAD_BYTES}) is larger than QUOTA_BYTES (${config.QUOTA_BYTES}), so the largest messages could never be stored. Raise QUOTA_BYTES.`,
       )
     }
+    faults.push(...accessFaults(config))
   }
   if (faults.length > 0)
     throw new ConfigError(
@@ -209,6 +267,46 @@ export function readConfig(environment: Record<string, string | undefined>): Con
       maxTakeBytes: config.MAX_TAKE_BYTES,
     },
   }
+
+  function fromFile(name: string): string | undefined {
+    const file = environment[`${name}_FILE`]
+    if (!file) return undefined
+    try {
+      return readFileSync(file, 'utf8').trim()
+    } catch (error) {
+      faults.push(`${name}_FILE cannot be read: ${(error as Error).message}.`)
+      return undefined
+    }
+  }
+}
+
+function accessFaults(config: Settings): string[] {
+  const { faults } = parseApiKeys(config.API_KEYS ?? '')
+  const hasKeys = hasApiKeys(config)
+  return [
+    ...faults.map((fault) => `API_KEYS: ${fault}.`),
+    ...(hasKeys && config.ALLOW_UNAUTHENTICATED
+      ? ['There are API keys and ALLOW_UNAUTHENTICATED=true: unset ALLOW_UNAUTHENTICATED (nobody gets in without a key) or the keys.']
+      : []),
+    ...(hasKeys || config.ALLOW_UNAUTHENTICATED || isLoopback(config.HOST)
+      ? []
+      : [
+          `HOST (${config.HOST}) opens the service to the network and there is no API key: whoever reaches it could read and delete mail. Set API_KEYS or API_KEYS_FILE (README, "Keys"). If strangers are kept out by other means, set ALLOW_UNAUTHENTICATED=true.`,
+        ]),
+  ]
+}
+
+/** Whether there are doors at all: without keys everybody who reaches the service may do everything. */
+export function hasApiKeys({ API_KEYS, API_KEYS_FILE }: Pick<Settings, 'API_KEYS' | 'API_KEYS_FILE'>): boolean {
+  return API_KEYS !== undefined || API_KEYS_FILE !== undefined
+}
+
+/** ALLOWED_ORIGINS, taken apart. */
+export function originList(text: string | undefined): string[] {
+  return (text ?? '')
+    .split(',')
+    .map((origin) => origin.trim().toLowerCase())
+    .filter((origin) => origin !== '')
 }
 
 /** The settings as a Markdown table (README) or as text for a terminal (`--help`). */
@@ -252,6 +350,7 @@ function expectation(schema: TSchema): string {
 
 const PATTERNS: Record<string, string> = {
   [settings.DATABASE_URL.pattern!]: 'a URL like postgres://user:password@host:5432/database',
+  [settings.ALLOWED_ORIGINS.pattern!]: 'a list like https://admin.example.org,https://other.example.org:8443, without paths',
   [settings.REDIS_URL.pattern!]: 'a URL like redis://user:password@host:6379/0 or rediss://… for TLS',
   [settings.REDIS_NODES.pattern!]: 'a list like host:6379,host:6380',
   [settings.REDIS_NAT_MAP.pattern!]: 'a list like 10.0.0.1:6379=localhost:7001,10.0.0.2:6379=localhost:7002',

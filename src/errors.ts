@@ -19,6 +19,9 @@ export const errorTable = {
   overloaded: { code: -32004, status: 503, retryable: true },
   shutting_down: { code: -32005, status: 503, retryable: true },
   payload_too_large: { code: -32006, status: 413, retryable: false },
+  unauthorized: { code: -32007, status: 401, retryable: false },
+  forbidden: { code: -32008, status: 403, retryable: false },
+  rate_limited: { code: -32009, status: 429, retryable: true },
 } as const
 
 export type ErrorName = keyof typeof errorTable

@@ -23,11 +23,12 @@ export interface JsonRpcOptions {
   dialect?: (method: string, value: unknown) => string | undefined
 }
 
-export type JsonRpc = (text: string, caller: Caller, order?: ArrivalOrder) => Promise<string | undefined>
+/** `onCalls` is told how many calls are in the frame, before this returns. */
+export type JsonRpc = (text: string, caller: Caller, order?: ArrivalOrder, onCalls?: (calls: number) => void) => Promise<string | undefined>
 
 /** @returns a function that answers one frame; `undefined` when nothing is to be answered (notifications). */
 export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }: JsonRpcOptions): JsonRpc {
-  return async function answer(text, caller, order) {
+  return async function answer(text, caller, order, onCalls) {
     let parsed
     try {
       parsed = parseJson(text, maxDepth, 'rpc')
@@ -45,6 +46,7 @@ export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }:
         new CallError('batch_too_long', `A batch must contain at most ${maxBatch} calls, it has ${value.length}.`, { limit: maxBatch }),
       )
     }
+    onCalls?.(value.length)
     const answers = await Promise.all(value.map((call, i) => answerOne(call, ids.get(i), payloads.get(i), caller, order)))
     const replies = answers.filter((reply) => reply !== undefined)
     return replies.length > 0 ? `[${replies.join(',')}]` : undefined

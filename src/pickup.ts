@@ -8,6 +8,8 @@ import type { createQuota } from './quota.js'
 /** Who calls. A socket can be delivered to; a REST request has none. */
 export interface Caller {
   readonly socket?: Socket
+  /** Whose calls are counted together by the rate limit: a key, or an address. Without one they are not counted here. */
+  readonly client?: string
 }
 
 /** One method for each row of the contract: a row without a handler does not compile. */

@@ -51,7 +51,8 @@ export function createPush({ outbox, sender, ownerOf, log, now, retryMs, giveUpM
   const givers = new Map<string, WeakRef<Socket>>()
   const projects = new Map<string, Project>()
   const refusals = new Set<string>()
-  const counts = { accepted: 0, dead: 0, rejected: 0, failed: 0, gaveUp: 0, cancelled: 0 }
+  /** For whoever watches the service, by the names that it shows. */
+  const counts = { accepted: 0, dead: 0, rejected: 0, failed: 0, gave_up: 0, cancelled: 0 }
   let sending = 0
   let looking: Promise<void> | undefined
   let lookAgain = false
@@ -59,7 +60,7 @@ export function createPush({ outbox, sender, ownerOf, log, now, retryMs, giveUpM
   let stopped = false
   let onIdle: (() => void) | undefined
 
-  return { look, usable, added, remind, refuses, sendPushNotification, stop, stats: () => ({ ...counts, sending }) }
+  return { look, usable, added, remind, refuses, sendPushNotification, stop, counts: () => ({ ...counts }) }
 
   /** Looks for pushes that are due, and for more as long as there are any. Callers that come while it looks are one. */
   function look(): void {
@@ -190,7 +191,7 @@ export function createPush({ outbox, sender, ownerOf, log, now, retryMs, giveUpM
       case 'failed': {
         const afterMs = Math.max(outcome.retryAfterMs ?? 0, jitter(backoff(attempts)))
         if (ageMs + afterMs > giveUpMs) {
-          counts.gaveUp++
+          counts.gave_up++
           log.error({ ...facts, reason: outcome.reason, attempts: attempts + 1 }, 'push was given up, the message stays in the queue')
           await outbox.settle(push, { as: 'over' })
           return

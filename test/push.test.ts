@@ -7,7 +7,8 @@ import { parseRetryAfter } from '../plugins/push/fcm.js'
 import { tryPush } from '../plugins/push/try.js'
 import { readConfig } from '../src/config.js'
 import { ACCEPTED, refusal, startFcm, UNREGISTERED, type Answer } from './helpers/fcm.js'
-import { DID, message, newConnectionId, startService, testDatabase, type Service } from './helpers/service.js'
+import { startServer } from './helpers/process.js'
+import { connect, DID, message, newConnectionId, startService, testDatabase, type Service } from './helpers/service.js'
 
 /* The real firebase-admin against a stand-in for FCM on this machine (test/helpers/fcm.ts). */
 
@@ -347,6 +348,34 @@ t.test('Retry-After is seconds or a date', async (t) => {
   t.equal(parseRetryAfter('120', now), 120_000)
   t.equal(parseRetryAfter('Sat, 31 Jan 2026 12:01:00 GMT', now), 60_000)
   for (const text of [undefined, '', 'soon', '-1', 'Sat, 31 Jan 2026 11:00:00 GMT']) t.equal(parseRetryAfter(text, now), undefined)
+})
+
+t.test('pushes are counted by outcome, and neither log nor metrics show more of a token than its end', async (t) => {
+  const settings = { ...fcm.processSettings, ...quick, DATABASE_URL: await testDatabase(t), LOG_LEVEL: 'trace', PUSH_GIVE_UP_SECONDS: '1' }
+  const server = await startServer(settings, { imports: ['./test/helpers/google-redirect.ts'] })
+  t.teardown(() => server.end('SIGTERM'))
+  const client = await connect(server.ws, t)
+  const canary = 'canary-registration-token'
+  const answers: Record<string, Answer> = {
+    good: ACCEPTED,
+    dead: UNREGISTERED,
+    bad: refusal(400, 'INVALID_ARGUMENT'),
+    busy: refusal(503, 'UNAVAILABLE'),
+  }
+  for (const [name, answer] of Object.entries(answers)) {
+    // FCM may repeat what it was given.
+    const body = answer === ACCEPTED ? ACCEPTED : JSON.parse(JSON.stringify(answer).replace('as FCM says it', `${canary}-${name} is wrong`))
+    fcm.answer(`${canary}-${name}`, () => body as Answer)
+    await client.call('addMessage', withToken(newConnectionId(), `${canary}-${name}`))
+    await fcm.came(`${canary}-${name}`)
+  }
+  const metrics = async () => (await fetch(`${server.url}/metrics`)).text()
+  await until(async () => /gave_up"} 1/.test(await metrics()), 'all outcomes')
+  for (const outcome of ['accepted', 'dead', 'rejected', 'gave_up']) t.match(await metrics(), `mpr_pushes_total{outcome="${outcome}"} 1`)
+  const lines = JSON.stringify(server.log)
+  for (const text of ['push token is dead', 'push was rejected', 'push failed, trying again', 'push was given up', 'push sent'])
+    t.match(lines, text)
+  t.notMatch(lines + (await metrics()), canary)
 })
 
 t.test('push:test sends one push and says in words what came of it', async (t) => {

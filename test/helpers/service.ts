@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import { randomUUID } from 'node:crypto'
-import Fastify, { type FastifyInstance } from 'fastify'
+import Fastify, { type FastifyInstance, type RouteOptions } from 'fastify'
 import WebSocket from 'ws'
 import app, { serverOptions } from '../../app.js'
 import { readConfig } from '../../src/config.js'
@@ -15,8 +15,12 @@ export interface Service {
   /** http://127.0.0.1:port */
   url: string
   databaseUrl: string
-  connect(path?: string): Promise<TestSocket>
-  rest(verb: string, path: string, body?: unknown): Promise<{ status: number; body: any }>
+  /** What the plugins decorated. */
+  inside: FastifyInstance
+  /** All that it serves. */
+  routes: RouteOptions[]
+  connect(path?: string, headers?: Record<string, string>): Promise<TestSocket>
+  rest(verb: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<{ status: number; body: any }>
 }
 
 /**
@@ -29,21 +33,29 @@ export async function startService(t: Teardown, settings: Record<string, string>
   const config = readConfig({ PORT: '0', LOG_LEVEL: 'silent', ...settings, DATABASE_URL: databaseUrl })
   const fastify = Fastify(serverOptions(config))
   t.teardown(() => fastify.close())
+  const routes: RouteOptions[] = []
+  fastify.addHook('onRoute', (route) => void routes.push(route))
+  let inside: FastifyInstance | undefined
+  fastify.addHook('onRegister', (instance) => {
+    inside ??= instance
+  })
   await fastify.register(app, { config })
   const url = await fastify.listen({ host: config.HOST, port: config.PORT })
   return {
     app: fastify,
     url,
     databaseUrl,
-    connect: (path = '/ws') => connect(url.replace('http', 'ws') + path, t),
-    async rest(verb, path, body) {
+    inside: inside!,
+    routes,
+    connect: (path = '/ws', headers = {}) => connect(url.replace('http', 'ws') + path, t, headers),
+    async rest(verb, path, body, headers = {}) {
       const response = await fetch(url + path, {
         method: verb,
-        ...(body === undefined
-          ? {}
-          : { body: typeof body === 'string' ? body : JSON.stringify(body), headers: { 'content-type': 'application/json' } }),
+        headers: { ...(body !== undefined && { 'content-type': 'application/json' }), ...headers },
+        ...(body !== undefined && { body: typeof body === 'string' ? body : JSON.stringify(body) }),
       })
-      return { status: response.status, body: await response.json() }
+      const isJson = response.headers.get('content-type')?.includes('json')
+      return { status: response.status, body: isJson ? await response.json() : await response.text() }
     },
   }
 }
@@ -84,8 +96,8 @@ export interface TestSocket {
   close(): Promise<void>
 }
 
-export async function connect(url: string, t?: Teardown): Promise<TestSocket> {
-  const socket = new WebSocket(url, { perMessageDeflate: false })
+export async function connect(url: string, t?: Teardown, headers: Record<string, string> = {}): Promise<TestSocket> {
+  const socket = new WebSocket(url, { perMessageDeflate: false, headers })
   const frames: any[] = []
   const watchers = new Set<() => void>()
   socket.on('message', (data: Buffer) => {

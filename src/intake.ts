@@ -1,0 +1,89 @@
+import type { Clock } from './ports.js'
+
+/**
+ * How many calls of one socket run at the same time. What comes beyond that waits here, and the socket is not read until it has
+ * begun: the sender's own TCP connection slows it down, and nothing is refused.
+ *
+ *   reading   fewer calls than the limit are in flight, and the sender takes its answers: a frame begins as it comes
+ *   paused    frames wait. Not only one: what the socket had read already still comes, up to one buffer of it (64 KiB)
+ *
+ * A call is in flight until its answer has left this process, so a sender that does not read its answers is not read either.
+ * A batch counts as its calls. It begins when there is room for one, so the largest batch cannot wait for ever.
+ *
+ * A frame that waited for WAIT_MS although the sender takes its answers stands behind calls that do not come to an end. It is
+ * refused while its sender still waits for it.
+ */
+
+/** Every call is answered within 1.5 s; the existing client gives up after 2 s. */
+const WAIT_MS = 1_000
+
+export interface IntakeOptions {
+  maxCalls: number
+  now: Clock
+  /** Answers a frame; tells how many calls are in it before it returns. */
+  answer(frame: string, onCalls: (calls: number) => void): Promise<string | undefined>
+  /** Answers a frame whose calls will not be made. */
+  refuse(frame: string): Promise<string | undefined>
+  /** `onSent` is called when the text has left this process, or could not. */
+  send(text: string, onSent: () => void): void
+  /** The sender does not take its answers. */
+  isClogged(): boolean
+  pause(): void
+  resume(): void
+  onError(error: unknown): void
+}
+
+export function createIntake({ maxCalls, now, answer, refuse, send, isClogged, pause, resume, onError }: IntakeOptions) {
+  const waiting: { frame: string; since: number }[] = []
+  let inFlight = 0
+  let timer: NodeJS.Timeout | undefined
+
+  return {
+    accept(frame: string): void {
+      if (waiting.length === 0 && hasRoom()) return begin(frame, answer)
+      waiting.push({ frame, since: now() })
+      if (waiting.length > 1) return
+      pause()
+      timer = setInterval(refuseLate, WAIT_MS / 4)
+    },
+    /** The socket is gone: what waits is not begun. */
+    close(): void {
+      waiting.length = 0
+      clearInterval(timer)
+    },
+  }
+
+  function hasRoom(): boolean {
+    return inFlight < maxCalls && !isClogged()
+  }
+
+  function begin(frame: string, answer: IntakeOptions['answer']): void {
+    let calls = 1
+    const done = () => {
+      inFlight -= calls
+      if (waiting.length > 0) next()
+    }
+    const answered = answer(frame, (count) => (calls = count))
+    inFlight += calls
+    answered.then(
+      (reply) => (reply === undefined ? done() : send(reply, done)),
+      (error: unknown) => {
+        done()
+        onError(error)
+      },
+    )
+  }
+
+  function next(): void {
+    while (waiting.length > 0 && hasRoom()) begin(waiting.shift()!.frame, answer)
+    if (waiting.length > 0) return
+    clearInterval(timer)
+    resume()
+  }
+
+  function refuseLate(): void {
+    const late = now() - WAIT_MS
+    while (waiting.length > 0 && waiting[0]!.since < late && !isClogged()) begin(waiting.shift()!.frame, refuse)
+    next()
+  }
+}
