@@ -34,7 +34,7 @@ export const big: Group = {
               await generator.do('openMailboxes', { addUrl: service.ws, liveUrl: service.ws, ...load })
               const lived = await place.measured([service], () => generator.do('day', { inFlight: 4, messages }))
               await generator.do('closeMailboxes', undefined)
-              await mustBeEmpty(place)
+              await mustBeEmpty(place, added.result.refused + lived.result.refused)
               const stallMs = await service.probe('stall')
               if (!isSmoke) {
                 await service.end('SIGTERM')

@@ -18,7 +18,7 @@ export const two: Group = {
             const full = await place.measured([a, b], () => generator.do('day', { inFlight: IN_FLIGHT, messages: messages / 4 }))
             const calm = await place.measured([a, b], () => generator.do('day', { inFlight: 0, perSecond, messages: perSecond * seconds }))
             await generator.do('closeMailboxes', undefined)
-            await mustBeEmpty(place)
+            await mustBeEmpty(place, full.result.refused + calm.result.refused)
             return { cross: sampleOf(full.result, full.cost), 'cross rate': sampleOf(calm.result, calm.cost) }
           },
         },
@@ -30,7 +30,7 @@ export const two: Group = {
               const urls = services.map(({ ws }) => ws)
               const { result, cost } = await place.measured(services, () => generator.do('add', { urls, ...shape, messages, connections }))
               const { faults } = await generator.do('drain', { url: b.ws, sockets: SOCKETS, inFlight: IN_FLIGHT, limit: 100 })
-              await mustBeEmpty(place)
+              await mustBeEmpty(place, result.refused)
               return { ...sampleOf(result, cost), faults }
             }
             const alone = await addTo([a])
