@@ -73,6 +73,15 @@ export async function openClient(url: string, options: ClientOptions = {}): Prom
   return client
 }
 
+/** Does `work` for each item, `width` at a time, in their order. */
+export async function inParallel<Item>(items: readonly Item[], width: number, work: (item: Item) => Promise<unknown>): Promise<void> {
+  let next = 0
+  const worker = async () => {
+    while (next < items.length) await work(items[next++]!)
+  }
+  await Promise.all(Array.from({ length: width }, worker))
+}
+
 /** All calls as fast as they are answered, `inFlight` at a time on each client. Resolves when the last one is done. */
 export async function closedLoop(
   clients: readonly Client[],

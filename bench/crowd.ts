@@ -1,7 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { openClient, type Client } from './client.js'
-import { inParallel } from './socket.js'
+import { inParallel, openClient, type Client } from './client.js'
 
 /** Many sockets that do nothing, and come back when the service was away. Runs in the generator's process. */
 
@@ -48,26 +47,34 @@ export async function openCrowd({
 
 async function join(opened: Crowd, url: string, i: number): Promise<void> {
   const member = opened.members[i]!
-  const client = await openClient(url, {
+  const client: Client = await openClient(url, {
     localAddress: `127.0.0.${2 + (i % 4)}`,
     onMessages: (_connectionId, messages) => (member.received += messages.length),
     onClose() {
+      if (member.client !== client) return // it was not live yet: whoever joins hears of it
       member.client = undefined
       if (opened.reconnect) void comeBack(opened, url, i)
     },
   })
-  await inParallel(member.connectionIds, 32, async (connectionId) => {
-    if ((await client.ask('addLiveSession', { connectionId, sessionId: 'bench' })) !== true) throw new Error(`${connectionId} is not live`)
-  })
-  if (!client.isOpen()) return
+  try {
+    await inParallel(member.connectionIds, 32, async (connectionId) => {
+      if ((await client.ask('addLiveSession', { connectionId, sessionId: 'bench' })) !== true)
+        throw new Error(`${connectionId} is not live`)
+    })
+  } catch (error) {
+    await client.close()
+    throw error
+  }
+  if (!client.isOpen()) throw new Error('closed at once')
   member.client = client
   opened.lastLiveAt = Date.now()
 }
 
 /** Not all at the same moment, and again until it succeeds. */
 async function comeBack(opened: Crowd, url: string, i: number): Promise<void> {
-  for (let pauseMs = Math.random() * RETRY_MS; opened.reconnect; pauseMs = RETRY_MS) {
+  for (let pauseMs = Math.random() * RETRY_MS; ; pauseMs = RETRY_MS) {
     await sleep(pauseMs)
+    if (!opened.reconnect) return
     opened.reconnects++
     try {
       return await join(opened, url, i)

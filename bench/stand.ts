@@ -32,6 +32,7 @@ export interface Cost {
   generator: number
   /** Of the service, bytes: the most of it while it happened. */
   peakBytes: number
+  walBytes: number
 }
 
 export interface Stand {
@@ -44,10 +45,15 @@ export interface Stand {
 export interface Place {
   databaseUrl: string
   client: pg.Client
-  start(options?: { settings?: Record<string, string>; probe?: boolean }): Promise<Instance>
+  start(options?: { settings?: Record<string, string | undefined>; probe?: boolean }): Promise<Instance>
   /** The ceiling: see floor.ts. */
   startFloor(): Promise<RunningServer>
-  measured<Result>(services: readonly RunningServer[], work: () => Promise<Result>): Promise<{ result: Result; cost: Cost }>
+  /** `redises` are those that it uses besides its own. */
+  measured<Result>(
+    services: readonly RunningServer[],
+    work: () => Promise<Result>,
+    redises?: readonly TestRedis[],
+  ): Promise<{ result: Result; cost: Cost }>
   close(): Promise<void>
 }
 
@@ -81,7 +87,7 @@ async function openPlace(server: TestPostgres, redis: TestRedis, generator: Gene
     throw new Error(`This Postgres does not keep what it commits: ${JSON.stringify(rows)}`)
   const postmaster = await postmasterOf(client)
   const started: RunningServer[] = []
-  const run = async (args: string[], settings: Record<string, string>, ipc = false) => {
+  const run = async (args: string[], settings: Record<string, string | undefined>, ipc = false) => {
     const service = await startServer(settings, { args: ['--enable-source-maps', ...args], ipc })
     started.push(service)
     return service
@@ -95,14 +101,29 @@ async function openPlace(server: TestPostgres, redis: TestRedis, generator: Gene
       return { ...service, probe: (name, file) => request(service.child, { name, file }) }
     },
     startFloor: () => run([`${BUILT}/bench/floor.js`], {}),
-    async measured(services, work) {
+    async measured(services, work, redises = []) {
       for (const { pid } of services) forgetPeak(pid)
-      const read = () => [cpuOf(...services.map(({ pid }) => pid)), cpuOfFamily(postmaster), cpuOf(redis.child.pid!), cpuOf(generator.pid)]
-      const before = read()
+      const redisPids = [redis, ...redises].map(({ child }) => child.pid!)
+      const read = async () => {
+        const { rows } = await client.query<{ at: string }>(`SELECT pg_current_wal_insert_lsn() - '0/0' AS at`)
+        const pids = services.map(({ pid }) => pid)
+        return [cpuOf(...pids), cpuOfFamily(postmaster), cpuOf(...redisPids), cpuOf(generator.pid), Number(rows[0]!.at)]
+      }
+      const before = await read()
       const result = await work()
-      const [serviceUs, postgresUs, redisUs, generatorUs] = read().map((us, i) => us - before[i]!) as [number, number, number, number]
+      const [serviceUs, postgresUs, redisUs, generatorUs, walBytes] = (await read()).map((value, i) => value - before[i]!)
       const peakBytes = Math.max(...services.map(({ pid }) => memoryOf(pid, 'VmHWM')))
-      return { result, cost: { service: serviceUs, postgres: postgresUs, redis: redisUs, generator: generatorUs, peakBytes } }
+      return {
+        result,
+        cost: {
+          service: serviceUs!,
+          postgres: postgresUs!,
+          redis: redisUs!,
+          generator: generatorUs!,
+          walBytes: walBytes!,
+          peakBytes,
+        },
+      }
     },
     async close() {
       await Promise.all(started.map((service) => service.end('SIGTERM')))

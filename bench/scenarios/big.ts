@@ -17,7 +17,7 @@ export const big: Group = {
     return {
       scenarios: [
         {
-          name: 'big',
+          names: ['big'],
           async run({ bigMessages, isSmoke }) {
             const samples: Samples = {}
             let service = await place.start({ probe: true })

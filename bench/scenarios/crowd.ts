@@ -14,17 +14,21 @@ export const crowd: Group = {
   async open({ generator, ...stand }) {
     const place = await stand.open()
 
-    /** What `sockets` with `sessions` each add to the memory of the service. */
-    const idle = async (service: Instance, sockets: number, sessions: number, seconds: number) => {
+    const startWarm = async () => {
+      const service = await place.start({ probe: true })
       await generator.do('openCrowd', { url: service.ws, sockets: 50, sessions: 10 }) // until the code is compiled
       await generator.do('closeCrowd', undefined)
+      return service
+    }
+
+    /** What `sockets` with `sessions` each add to the memory of the service. They stay open. */
+    const idle = async (service: Instance, sockets: number, sessions: number, seconds: number) => {
       const before = await service.probe('memory')
-      const { ms } = await generator.do('openCrowd', { url: service.ws, sockets, sessions })
+      const { ms } = await generator.do('openCrowd', { url: service.ws, sockets, sessions, reconnect: sessions === 1 })
       await sleep(500)
       const { cost } = await place.measured([service], () => sleep(seconds * 1_000))
       const after = await service.probe('memory')
       await mustBeLive(place, sockets * sessions)
-      await generator.do('closeCrowd', undefined)
       const each = (what: 'rss' | 'heapUsed') => (after[what] - before[what]) / 1024 / (sockets * sessions)
       return factsOnly(sockets * sessions, {
         kibEach: each('rss'),
@@ -37,52 +41,51 @@ export const crowd: Group = {
       })
     }
 
+    /** From the signal that ends the service until every socket of the crowd is live at the new one. */
+    const storm = async (old: Instance, sockets: number, receivers: number) => {
+      const startedAt = Date.now()
+      // What it ends with is told, and not judged here.
+      await old.end('SIGTERM')
+      const service = await place.start({ settings: { PORT: new URL(old.url).port } })
+      const readyAt = Date.now()
+      const { result, cost } = await place.measured([service], () => generator.do('crowdBack', { timeoutMs: STORM_TIMEOUT_MS }))
+      const areBack = result.back === sockets
+      if (areBack) await mustBeLive(place, sockets)
+      const { missing } = areBack ? await generator.do('crowdReceives', { url: service.ws, count: receivers }) : { missing: 0 }
+      await generator.do('closeCrowd', undefined)
+      await place.client.query('TRUNCATE queued_messages')
+      await service.end('SIGTERM')
+      const sample = factsOnly(sockets, {
+        backMs: areBack ? result.lastLiveAt - startedAt : STORM_TIMEOUT_MS,
+        downMs: readyAt - startedAt,
+        notBack: sockets - result.back,
+        tries: result.tries,
+        peakMiB: cost.peakBytes / 2 ** 20,
+        serviceUsEach: cost.service / sockets,
+        postgresUsEach: cost.postgres / sockets,
+      })
+      sample.faults.lost = missing
+      return sample
+    }
+
     return {
       scenarios: [
         {
-          // What does a live session cost that gets nothing, with a socket of its own and among others on one socket?
-          name: 'idle',
+          // What does a live session cost that gets nothing, with a socket of its own and among others on one socket; and when
+          // the service is restarted, how long until all sockets are back and live?
+          names: ['idle', 'storm'],
           async run({ crowd, sessions, isSmoke }: Size) {
             const seconds = isSmoke ? 0.2 : IDLE_SECONDS
-            let service = await place.start({ probe: true })
-            const apart = await idle(service, crowd, 1, seconds)
+            let service = await startWarm()
+            const together = await idle(service, 1, sessions, seconds)
+            await generator.do('closeCrowd', undefined)
             if (!isSmoke) {
               await service.end('SIGTERM')
-              service = await place.start({ probe: true })
+              service = await startWarm()
             }
-            const together = await idle(service, 1, sessions, seconds)
-            await service.end('SIGTERM')
-            return { idle: apart, 'idle, one socket': together }
-          },
-        },
-        {
-          // The service is restarted: how long until all sockets are back and live?
-          name: 'storm',
-          async run({ crowd, isSmoke }: Size) {
-            let service: Instance = await place.start()
-            const settings = { PORT: new URL(service.url).port }
-            await generator.do('openCrowd', { url: service.ws, sockets: crowd, sessions: 1, reconnect: true })
-            const startedAt = Date.now()
-            await service.end('SIGTERM')
-            service = await place.start({ settings })
-            const readyAt = Date.now()
-            const { result, cost } = await place.measured([service], () => generator.do('crowdBack', { timeoutMs: STORM_TIMEOUT_MS }))
-            if (result.back !== crowd) throw new Error(`${crowd - result.back} sockets did not come back within ${STORM_TIMEOUT_MS} ms`)
-            await mustBeLive(place, crowd)
-            const { missing } = await generator.do('crowdReceives', { url: service.ws, count: isSmoke ? 10 : RECEIVERS })
-            const sample = factsOnly(crowd, {
-              backMs: result.lastLiveAt - startedAt,
-              backMsAfterReady: result.lastLiveAt - readyAt,
-              tries: result.tries,
-              peakMiB: cost.peakBytes / 2 ** 20,
-              serviceUsEach: cost.service / crowd,
-              postgresUsEach: cost.postgres / crowd,
-            })
-            sample.faults.lost = missing
-            await generator.do('closeCrowd', undefined)
-            await place.client.query('TRUNCATE queued_messages')
-            await service.end('SIGTERM')
-            return { storm: sample }
+            const apart = await idle(service, crowd, 1, seconds)
+            const back = await storm(service, crowd, isSmoke ? 10 : RECEIVERS)
+            return { idle: apart, 'idle, one socket': together, storm: back }
           },
         },
       ],

@@ -53,10 +53,10 @@ export const SMOKE: Size = {
   connections: 40,
   perSecond: 200,
   seconds: 0.5,
-  crowd: 100,
-  sessions: 100,
+  crowd: 50,
+  sessions: 50,
   table: 1_000,
-  bigMessages: 5,
+  bigMessages: 2,
 }
 
 export const SOCKETS = 8
@@ -69,10 +69,13 @@ export interface Group {
   names: string[]
   /** Its services are kept for all rounds, and are to be warm. */
   warms: boolean
+  /** Runs only when it is named. */
+  isExtra?: boolean
 }
 
 export interface Scenario {
-  name: string
+  /** What are measured together, because one needs the other. */
+  names: string[]
   /** Takes its rounds itself. */
   once?: boolean
   /** One round. */
@@ -90,7 +93,7 @@ export function sampleOf(traffic: Traffic, cost?: Cost, facts: Record<string, nu
       peakMiB: cost.peakBytes / 2 ** 20,
     }),
     latencies,
-    facts: { ...facts, ...(lateMs === undefined ? {} : { lateMs }) },
+    facts: { ...(cost && { walBytes: per(cost.walBytes) }), ...facts, ...(lateMs === undefined ? {} : { lateMs }) },
     faults,
     refused,
   }

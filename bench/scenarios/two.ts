@@ -12,7 +12,7 @@ export const two: Group = {
       scenarios: [
         {
           // What does it cost, and how long does it take, when the wallet is live at the other instance? (Add at A, live at B.)
-          name: 'cross',
+          names: ['cross'],
           async run({ messages, connections, perSecond, seconds }) {
             await generator.do('openMailboxes', { addUrl: a.ws, liveUrl: b.ws, ...shape, connections })
             const full = await place.measured([a, b], () => generator.do('day', { inFlight: IN_FLIGHT, messages: messages / 4 }))
@@ -24,7 +24,7 @@ export const two: Group = {
         },
         {
           // How much more do two instances add than one, with the same load?
-          name: 'two',
+          names: ['two'],
           async run({ messages, connections }) {
             const addTo = async (services: (typeof a)[]) => {
               const urls = services.map(({ ws }) => ws)

@@ -25,7 +25,7 @@ interface StartOptions {
 
 /** The service as a process of its own, as `npm start` runs it. Resolves once it is ready; rejects with what it said when it ends before. */
 export async function startServer(
-  settings: Record<string, string>,
+  settings: Record<string, string | undefined>,
   { args = ['--import', 'tsx', 'server.ts'], ipc = false, ...identity }: StartOptions = {},
 ): Promise<RunningServer> {
   // tap hooks itself into every node below a test, by NODE_OPTIONS; this one is to run as it does outside.
