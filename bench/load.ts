@@ -1,9 +1,11 @@
 import * as crowd from './crowd.js'
-import * as traffic from './traffic.js'
+import { closeMailboxes, day, openMailboxes } from './live.js'
+import { commits, inTurn } from './single.js'
+import { add, drain, ping } from './traffic.js'
 
 /** The generator's process, so that its CPU is not the service's. Does the jobs that bench/stand.ts sends. */
 
-const jobs = { ...traffic, ...crowd }
+const jobs = { add, commits, day, drain, inTurn, ping, openMailboxes, closeMailboxes, ...crowd }
 export type Jobs = typeof jobs
 
 export interface Order {

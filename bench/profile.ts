@@ -81,7 +81,7 @@ function categoryOf({ functionName, url }: Frame): string {
 function placeOf(url: string): string {
   const modules = url.lastIndexOf('node_modules/')
   if (modules >= 0) return url.slice(modules + 'node_modules/'.length)
-  return url.replace(/^.*\/dist\/bench\//, '')
+  return url.replace(/^.*\/dist\/bench-\d+\//, '')
 }
 
 async function main(): Promise<void> {

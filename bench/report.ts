@@ -7,7 +7,7 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { lineChart, type Series } from './chart.js'
 import { goalsTable } from './goals.js'
 import type { Profile } from './profile.js'
-import { factsTable, figure, round, trafficTable, type Results } from './results.js'
+import { depthTable, factsTable, figure, round, trafficTable, type Results } from './results.js'
 import { FULL } from './scenarios/scenario.js'
 
 const results = JSON.parse(readFileSync('bench/results/full.json', 'utf8')) as Results
@@ -133,6 +133,10 @@ Open loop: the next add leaves when it is due, however slow the answers are, and
 ![cost against messages in the table](benchmarks/cost-against-table.svg)
 
 ![cost against messages in the queue](benchmarks/cost-against-queue.svg)
+
+${markdown(depthTable(results))}
+
+Each beside its like in the same moments: the full table beside an empty one, the deep queue beside one of 10.
 
 ## Traffic
 

@@ -51,7 +51,7 @@ export const round = (value: number | undefined, digits = 0): string =>
     ? '–'
     : value.toLocaleString('en', { minimumFractionDigits: digits, maximumFractionDigits: digits })
 
-const withUnit = (value: number) => (value >= 100 ? 0 : value >= 10 ? 1 : 2)
+const digitsOf = (value: number) => (value >= 100 ? 0 : value >= 10 ? 1 : 2)
 
 /** A line for each row that has throughput. */
 export function trafficTable(results: Results): { header: string[]; rows: string[][] } {
@@ -67,6 +67,7 @@ export function trafficTable(results: Results): { header: string[]; rows: string
     'Postgres',
     'Redis',
     'generator',
+    'WAL bytes',
     'peak MiB',
     'refused',
   ]
@@ -75,7 +76,7 @@ export function trafficTable(results: Results): { header: string[]; rows: string
     if (samples[0]!.perSecond === undefined) return []
     const of = (read: (sample: Sample) => number | undefined, digits?: number) => {
       const value = figure(results, row, read)
-      return round(value, digits ?? (value === undefined ? 0 : withUnit(value)))
+      return round(value, digits ?? (value === undefined ? 0 : digitsOf(value)))
     }
     return Object.keys(samples[0]!.latencies).map((what, i) => [
       i === 0 ? row : '',
@@ -83,9 +84,10 @@ export function trafficTable(results: Results): { header: string[]; rows: string
       what,
       ...(['p50', 'p90', 'p99', 'max'] as const).map((share) => of(({ latencies }) => latencies[what]![share])),
       ...(i > 0
-        ? ['', '', '', '', '', '']
+        ? ['', '', '', '', '', '', '']
         : [
             ...(['service', 'postgres', 'redis', 'generator'] as const).map((part) => of(({ cpu }) => cpu?.[part], 1)),
+            of(({ facts }) => facts.walBytes, 0),
             of(({ peakMiB }) => peakMiB, 0),
             round(samples.reduce((sum, { refused }) => sum + refused, 0)),
           ]),
@@ -94,13 +96,34 @@ export function trafficTable(results: Results): { header: string[]; rows: string
   return { header, rows }
 }
 
+/** An operation beside its like: see scenarios/depth.ts. */
+export function depthTable(results: Results): { header: string[]; rows: string[][] } {
+  const rows = Object.keys(results.rows)
+    .filter((row) => row.startsWith('depth '))
+    .flatMap((row) =>
+      ['add', 'take', 'count'].map((operation) => {
+        const of = (name: string, digits: number) =>
+          round(
+            figure(results, row, ({ facts }) => facts[`${operation}${name}`]),
+            digits,
+          )
+        const messages = Number(row.split(' ')[2]).toLocaleString('en')
+        const name = `${operation}, ${messages} ${row.includes('here') ? 'in its queue' : 'in other queues'}`
+        return [name, of('Us', 0), of('BaseUs', 0), of('Ratio', 2), of('CpuRatio', 2)]
+      }),
+    )
+  return { header: ['one call at a time', 'µs', 'µs with few', 'ratio', 'ratio of CPU'], rows }
+}
+
 /** Every other figure: row, name, median. */
 export function factsTable(results: Results): { header: string[]; rows: string[][] } {
   const rows = Object.keys(results.rows).flatMap((row) =>
-    Object.keys(results.rows[row]![0]!.facts).map((name) => {
-      const value = figure(results, row, ({ facts }) => facts[name])
-      return [row, name, round(value, value === undefined ? 0 : withUnit(value))]
-    }),
+    Object.keys(results.rows[row]![0]!.facts)
+      .filter((name) => name !== 'walBytes' && !row.startsWith('depth '))
+      .map((name) => {
+        const value = figure(results, row, ({ facts }) => facts[name])
+        return [row, name, round(value, value === undefined ? 0 : digitsOf(value))]
+      }),
   )
   return { header: ['', 'what (the name tells the unit)', 'median'], rows }
 }

@@ -9,7 +9,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { goalsTable } from './goals.js'
 import { machine, printTable } from './measure.js'
-import { addRound, factsTable, faultsOf, trafficTable, type Results } from './results.js'
+import { addRound, depthTable, factsTable, faultsOf, trafficTable, type Results } from './results.js'
 import { groups } from './scenarios.js'
 import { FULL, SMOKE, type Group } from './scenarios/scenario.js'
 import { build, openStand } from './stand.js'
@@ -74,7 +74,10 @@ async function measureGroup(group: Group, isWanted: (name: string) => boolean): 
 if (options.includes('--json')) console.log(JSON.stringify(results))
 else {
   console.log(`\n${Object.values(results.machine).join(' · ')} · ${rounds} rounds, medians · ${results.seconds.toFixed(0)} s · ${file}\n`)
-  for (const { header, rows } of [trafficTable(results), factsTable(results), goalsTable(results)]) printTable(header, rows)
+  for (const table of [trafficTable, depthTable, factsTable, goalsTable]) {
+    const { header, rows } = table(results)
+    if (rows.length > 0) printTable(header, rows)
+  }
 }
 
 failures.push(...faultsOf(results.rows))

@@ -1,5 +1,6 @@
 import { execFileSync, fork, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
+import { rmSync } from 'node:fs'
 import pg from 'pg'
 import { createDatabase, startTestPostgres, type TestPostgres } from '../test/helpers/postgres.js'
 import { startServer, type RunningServer } from '../test/helpers/process.js'
@@ -10,8 +11,8 @@ import type { Probe } from './probe.js'
 
 /** What a measurement stands on: Postgres with fsync, Redis, the service as it runs in production, and the generator. */
 
-// Not dist/ itself: a test that builds it again must not disturb a service that is being started.
-const BUILT = 'dist/bench'
+// Not dist/ itself: who builds it again meanwhile, a test or another run, must not disturb a service that is being started.
+const BUILT = `dist/bench-${process.pid}`
 
 export interface Generator {
   pid: number
@@ -72,6 +73,7 @@ export async function openStand(): Promise<Stand> {
       await generator.stop()
       await redis.kill()
       await postgres.stop()
+      rmSync(BUILT, { recursive: true, force: true })
     },
   }
 }
