@@ -12,6 +12,7 @@ const COLOURS = ['#0b6e99', '#d9730d', '#448361', '#9065b0', '#c14c8a', '#6b6b6b
 
 export function lineChart({ title, x, y, series }: { title: string; x: string; y: string; series: Series[] }): string {
   const points = series.flatMap((one) => one.points)
+  if (points.length === 0) points.push([1, 1]) // not measured
   const across = scale(
     points.map((point) => point[0]),
     PLOT.left,

@@ -55,7 +55,8 @@ export function summarise(stage: string, { nodes, samples, timeDeltas }: CpuProf
     const frame = frames.get(id)!
     const us = timeDeltas[i] ?? 0
     all += us
-    if (frame.functionName === '(idle)') return
+    // `dispatch` is the inspector, which answers us with the profile.
+    if (frame.functionName === '(idle)' || (frame.functionName === 'dispatch' && !frame.url)) return
     busy += us
     const category = categoryOf(frame)
     categories.set(category, (categories.get(category) ?? 0) + us)
