@@ -103,6 +103,9 @@ ${markdown({ header: ['part', 'of the busy time', 'what it does'], rows: parts }
 ${markdown({ header: ['function, its own time', ''], rows: hot })}`
 })
 
+const short = Object.keys(results.rows).filter((row) => results.rows[row]!.length < FULL.rounds && !row.startsWith('depth '))
+const fewer = short.length > 0 ? `, but for these, which have fewer: ${short.join(', ')}` : ''
+
 writeFileSync(
   'docs/benchmarks.md',
   `# Benchmarks
@@ -113,7 +116,7 @@ How far is the service from the ceiling of its transport, what does a message co
 \`${results.command}\` on ${results.machine.machine}, Node ${results.machine.node}, commit ${results.machine.commit}, ${results.takenAt.slice(0, 10)}, in ${round(results.seconds)} s.
 
 The same cores carry the load generator, Postgres (fsync on), Redis, and other people's work: **trust the ratios**, which are taken within each
-round, not the absolutes. Every figure is the median of ${FULL.rounds} rounds. Every answer was checked: a message that is lost, repeated, out of order,
+round, not the absolutes. Every figure is the median of ${FULL.rounds} rounds${fewer}. Every answer was checked: a message that is lost, repeated, out of order,
 altered, or that nobody added, fails the run. Scenarios and their questions: [bench/scenarios](../bench/scenarios).
 
 ## Goals
