@@ -16,8 +16,8 @@ import { createDatabase, startTestPostgres } from '../test/helpers/postgres.js'
 import { startServer } from '../test/helpers/process.js'
 import { startRedis } from '../test/helpers/redis.js'
 import { DID } from '../test/helpers/service.js'
+import { inParallel, openClient, type Client } from './client.js'
 import { cpuOf, cpuOfFamily, machine, median, memoryOf, postmasterOf, printTable } from './measure.js'
-import { inParallel, openSocket, type BenchSocket } from './socket.js'
 
 const SESSIONS = 5_000
 const TIMED = 100
@@ -32,12 +32,12 @@ async function measure(server: string, bus: Record<string, string>, busPid: numb
   const client = new pg.Client(database.url)
   await client.connect()
   const service = await startServer({ DATABASE_URL: database.url, LOG_LEVEL: 'info', ...bus })
-  const sockets: BenchSocket[] = []
+  const sockets: Client[] = []
   const open = async (connectionId: string) => {
-    if (manySockets || sockets.length === 0) sockets.push(await openSocket(service.ws))
+    if (manySockets || sockets.length === 0) sockets.push(await openClient(service.ws))
     const socket = sockets.at(-1)!
     const started = performance.now()
-    await socket.call('addLiveSession', { connectionId, sessionId: 'bench' })
+    await socket.ask('addLiveSession', { connectionId, sessionId: 'bench' })
     return performance.now() - started
   }
   /** What a call costs at this moment, whatever else the machine does: the median of another call that commits one row. */
@@ -47,7 +47,7 @@ async function measure(server: string, bus: Record<string, string>, busPid: numb
     for (const connectionId of connectionIds) {
       adds.push(await open(connectionId))
       const started = performance.now()
-      await sockets.at(-1)!.call('addMessage', { connectionId: 'control', recipientDids: [DID], payload: {} })
+      await sockets.at(-1)!.ask('addMessage', { connectionId: 'control', recipientDids: [DID], payload: {} })
       controls.push(performance.now() - started)
     }
     return { addMs: median(adds), controlMs: median(controls) }
@@ -108,11 +108,11 @@ async function measure(server: string, bus: Record<string, string>, busPid: numb
 
 /** Until the code is compiled: otherwise the first sessions are slower than the last ones. */
 async function warmUp(url: string): Promise<void> {
-  const socket = await openSocket(url)
+  const socket = await openClient(url)
   for (let i = 0; i < 500; i++) {
     const connectionId = randomUUID()
-    await socket.call('addLiveSession', { connectionId, sessionId: 'warm' })
-    await socket.call('removeLiveSession', { connectionId, sessionId: 'warm' })
+    await socket.ask('addLiveSession', { connectionId, sessionId: 'warm' })
+    await socket.ask('removeLiveSession', { connectionId, sessionId: 'warm' })
   }
   await socket.close()
 }

@@ -1,6 +1,7 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { createInterface } from 'node:readline'
+import type { Readable } from 'node:stream'
 
 export interface RunningServer {
   child: ChildProcess
@@ -13,19 +14,30 @@ export interface RunningServer {
   end(signal: NodeJS.Signals): Promise<number | NodeJS.Signals>
 }
 
+interface StartOptions {
+  uid?: number
+  gid?: number
+  /** Arguments of node; absent: the sources of the service. */
+  args?: string[]
+  /** Modules that the sources are run with. */
+  imports?: string[]
+  /** With a channel for messages. */
+  ipc?: boolean
+}
+
+const sources = (imports: string[]) => [...['tsx', ...imports].flatMap((module) => ['--import', module]), 'server.ts']
+
 /** The service as a process of its own, as `npm start` runs it. Resolves once it is ready; rejects with what it said when it ends before. */
 export async function startServer(
-  settings: Record<string, string>,
-  options: { uid?: number; gid?: number; imports?: string[] } = {},
+  settings: Record<string, string | undefined>,
+  { imports = [], args = sources(imports), ipc = false, ...identity }: StartOptions = {},
 ): Promise<RunningServer> {
   // tap hooks itself into every node below a test, by NODE_OPTIONS; this one is to run as it does outside.
-  const { imports = [], ...identity } = options
-  const loaded = ['tsx', ...imports].flatMap((module) => ['--import', module])
-  const child = spawn('sh', ['-c', 'unset NODE_OPTIONS; exec "$0" "$@"', process.execPath, ...loaded, 'server.ts'], {
-    stdio: ['ignore', 'pipe', 'pipe'],
+  const child = spawn('sh', ['-c', 'unset NODE_OPTIONS; exec "$0" "$@"', process.execPath, ...args], {
+    stdio: ['ignore', 'pipe', 'pipe', ...(ipc ? ['ipc' as const] : [])],
     env: { PATH: process.env.PATH, PORT: '0', ...settings },
     ...identity,
-  })
+  }) as ChildProcess & { stdout: Readable; stderr: Readable }
   const log: RunningServer['log'] = []
   let said = ''
   child.stderr.setEncoding('utf8').on('data', (text: string) => (said += text))
