@@ -69,7 +69,7 @@ export const queuedMessages = pgTable(
 export const instances = pgTable('instances', {
   instanceId: uuid('instance_id').primaryKey(),
   leaseUntil: time('lease_until').notNull(),
-  /** When another instance found that the lease had run out, and saw to the sessions; null while it is renewed. */
+  /** When another instance found that the lease had run out and had seen to all its sessions; null while it is renewed. */
   missedAt: time('missed_at'),
 })
 
@@ -88,6 +88,8 @@ export const liveSessions = pgTable(
     since: snapshot('since')
       .notNull()
       .default(sql`pg_current_snapshot()`),
+    /** Its instance's lease ran out, and what that owes has been written. */
+    missed: boolean('missed').notNull().default(false),
     /** Nothing that arrived during the session has a seq up to this: where a search for it may begin. */
     sinceSeq: bigint('since_seq', { mode: 'number' }).notNull(),
   },
@@ -107,8 +109,9 @@ export const pushTokens = pgTable(
     tokenHash: text('token_hash').notNull(),
     type: text('type').notNull(),
     project: text('project').notNull(),
-    /** Null once the push service said that it is dead. */
+    /** Null once the push service said that it is dead, or it was removed. */
     token: text('token'),
+    /** Its last characters, to be shown; empty when it was removed. */
     ending: text('ending').notNull(),
     /** By setPushToken; otherwise it came with a message, and gives way to the next one that does. */
     registered: boolean('registered').notNull(),
@@ -123,7 +126,7 @@ export const pushTokens = pgTable(
 )
 
 /**
- * The pushes that are owed, one row for a device token, so that there is at most one of them and one window for it.
+ * The device tokens that a push is or was owed to, one row for each, so that there is at most one push and one window for it.
  * The life of a row is told in plugins/storage/postgres-outbox.ts.
  */
 export const pushOutbox = pgTable(
@@ -137,19 +140,15 @@ export const pushOutbox = pgTable(
     state: text('state', { enum: ['owed', 'sending', 'resting', 'dead'] }).notNull(),
     /** owed: when it is due. sending: when the claim runs out. resting: the end of the window. dead: when it is forgotten. */
     nextAt: time('next_at').notNull(),
+    /** The newest reason to push; giving up counts from it. */
     owedSince: time('owed_since').notNull(),
     attempts: smallint('attempts').notNull().default(0),
-    /** The newest message that owes it, whose removal cancels the push. Without seq: whatever a session left behind. */
-    connectionId: text('connection_id').notNull(),
-    seq: bigint('seq', { mode: 'number' }),
-    /** The session lives on and does not remove what it is given. */
-    despiteLive: boolean('despite_live').notNull().default(false),
-    /** Something owed a push while one was being sent. */
-    owedAgain: boolean('owed_again').notNull().default(false),
     /** Who is sending: a claim that ran out can settle nothing. */
     claim: bigint('claim', { mode: 'number' }),
+    /** Something owed a push while one was being sent; due then. */
+    againAt: time('again_at'),
     windowUntil: time('window_until'),
-    /** The newest message that the last push was for: while it is there, the device has not come. */
+    /** The newest message that the last push was for: while it is there and no session ended since, the mediatee has not come. */
     sentConnectionId: text('sent_connection_id'),
     sentSeq: bigint('sent_seq', { mode: 'number' }),
     /** Why the token is dead. */
@@ -165,4 +164,26 @@ export const pushOutbox = pgTable(
       .on(table.nextAt)
       .where(sql`${table.state} in ('resting', 'dead')`),
   ],
+)
+
+/** What a push is owed for: one token may wake the mediatees of several connections. Written under the lock of the outbox row. */
+export const pushReasons = pgTable(
+  'push_reasons',
+  {
+    tokenHash: text('token_hash').notNull(),
+    connectionId: text('connection_id').notNull(),
+    /** The push is needed while a message from this one on is there. */
+    fromSeq: bigint('from_seq', { mode: 'number' }).notNull(),
+    /** A session left messages behind, or does not remove what it is given: there is one such push for a message. */
+    reminds: boolean('reminds').notNull(),
+    /** The session lives on. */
+    despiteLive: boolean('despite_live').notNull(),
+    /** Not looked at before this: the mediatee may come back, and adds that saw its session are committed by then. */
+    notBefore: time('not_before').notNull(),
+    /** Of the sending that answers to it; null when it came up since. */
+    claim: bigint('claim', { mode: 'number' }),
+    /** The newest message at that time. */
+    toSeq: bigint('to_seq', { mode: 'number' }),
+  },
+  (table) => [primaryKey({ columns: [table.tokenHash, table.connectionId] })],
 )

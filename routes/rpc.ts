@@ -12,6 +12,9 @@ import { createWireMethods } from '../src/wire-methods.js'
 const SERVICE_RESTART = 1012
 // A socket that has this much unsent makes no more calls until it has read some.
 const MAX_BUFFERED_BYTES = 1024 * 1024
+// With less than this unsent, or a larger answer, it is not waited for that an answer leaves: the callback would cost more than the
+// rest of sending.
+const FEW_BUFFERED_BYTES = 256 * 1024
 const SMALL_ANSWER = 64 * 1024
 const DIALECTS = { '2060': dialect2060 }
 
@@ -53,8 +56,10 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
       get bufferedBytes() {
         return webSocket.bufferedAmount
       },
-      send: (text, onSent) => webSocket.send(text, onSent),
+      send,
     }
+    const wire = request.raw.socket
+    let isCorked = false
     const caller = { socket, client: request.client }
     const order = createArrivalOrder()
     const intake = createIntake({
@@ -63,9 +68,8 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
       answer: (frame, onCalls) => answer(frame, caller, order, onCalls),
       refuse: (frame) => refuse(frame, caller),
       send(text, onSent) {
-        // Nearly always the system takes an answer at once, and a callback would cost more than the rest of sending.
-        if (webSocket.bufferedAmount > 0 || text.length > SMALL_ANSWER) return webSocket.send(text, onSent)
-        webSocket.send(text)
+        if (text.length > SMALL_ANSWER || webSocket.bufferedAmount > FEW_BUFFERED_BYTES) return send(text, onSent)
+        send(text)
         onSent()
       },
       isClogged: () => webSocket.bufferedAmount >= MAX_BUFFERED_BYTES,
@@ -73,6 +77,21 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
       resume: () => webSocket.resume(),
       onError: (err) => app.log.error({ err }, 'a frame was not answered'),
     })
+
+    /** What is sent in one turn of the event loop, a batch of answers mostly, leaves in one system call. */
+    function send(text: string, onSent?: () => void): void {
+      if (!isCorked) {
+        isCorked = true
+        wire.cork()
+        process.nextTick(uncork)
+      }
+      webSocket.send(text, onSent)
+    }
+
+    function uncork(): void {
+      isCorked = false
+      wire.uncork()
+    }
 
     webSocket.on('message', (data: Buffer, isBinary: boolean) => {
       // A client that was told to close may go on calling, for as long as it does not close.

@@ -19,7 +19,7 @@ export interface NewMessage {
 
 export interface Added {
   id: string
-  /** What came of it when pushes are on. Absent when nothing new is owed. */
+  /** When pushes are on: one is owed to it, or to a message that was stored together with it; or the token that came with it is dead. */
   push?: 'owed' | 'token is dead'
 }
 
@@ -169,12 +169,12 @@ export interface DuePush {
   key: string
   claim: number
   token: PushToken
+  /** One that it is for, and the newest message there. */
   connectionId: string
-  /** The newest message that it is for. */
-  seq: string | undefined
+  seq: string | null
   /** Sendings that failed before this one. */
   attempts: number
-  /** Milliseconds for which it has been owed. */
+  /** Milliseconds since the newest reason for it. */
   ageMs: number
 }
 

@@ -1,5 +1,5 @@
 import type { Socket } from './live-sessions.js'
-import type { Clock, DuePush, Log, PushOutbox, PushOutcome, PushSender, PushToken } from './ports.js'
+import type { Clock, DuePush, Log, PushOutbox, PushOutcome, PushSender, PushSettlement, PushToken } from './ports.js'
 
 /**
  * Wakes sleeping phones. What is owed stands in the outbox, written with the message; here it is claimed, sent and settled,
@@ -17,6 +17,8 @@ const MAX_SENDING = 64
 /** Failures of a project in a row after which it is paused, for longer each time. */
 const MAX_FAILURES = 5
 const MAX_RETRY_MS = 600_000
+/** How often a settlement is written that fails. */
+const SETTLE_TRIES = 3
 /** Givers of tokens that are remembered, to tell them when one is dead. */
 const MAX_GIVERS = 10_000
 /** Different reasons to ignore a token, each logged once. */
@@ -140,19 +142,35 @@ export function createPush({ outbox, sender, ownerOf, log, now, retryMs, giveUpM
     const waitMs = Math.max(project.pausedUntil - now(), project.isProbing ? retryMs : 0)
     try {
       if (waitMs > 0) {
-        await outbox.settle(push, { as: 'again', afterMs: jitter(waitMs), failed: false })
+        if (push.ageMs >= giveUpMs) await giveUp(push, 'its project does not take pushes')
+        else await settle(push, { as: 'again', afterMs: jitter(waitMs), failed: false })
         return
       }
-      if (project.failures >= MAX_FAILURES) project.isProbing = true
+      const isProbe = project.failures >= MAX_FAILURES
+      if (isProbe) project.isProbing = true
       const startedAt = now()
-      const outcome = await sendPushNotification(push.token, push.connectionId)
-      project.isProbing = false
-      if (outcome.kind !== 'failed') project.failures = 0
-      else if (outcome.everybody && startedAt >= project.pausedAt) pause(project, outcome.retryAfterMs)
-      await settle(push, outcome)
+      try {
+        const outcome = await sendPushNotification(push.token, push.connectionId)
+        if (outcome.kind !== 'failed') project.failures = 0
+        else if (outcome.everybody && startedAt >= project.pausedAt) pause(project, outcome.retryAfterMs)
+        await conclude(push, outcome)
+      } finally {
+        if (isProbe) project.isProbing = false
+      }
     } catch (err) {
       // The claim runs out, and it is sent again then.
       log.warn({ err, connectionId: push.connectionId }, 'a push could not be settled')
+    }
+  }
+
+  /** What was sent and is not known to be would be sent once more, so a database that is slow for a moment is asked again. */
+  async function settle(push: DuePush, settlement: PushSettlement): Promise<string[]> {
+    for (let tries = 1; ; tries++) {
+      try {
+        return await outbox.settle(push, settlement)
+      } catch (error) {
+        if (tries === SETTLE_TRIES) throw error
+      }
     }
   }
 
@@ -162,45 +180,54 @@ export function createPush({ outbox, sender, ownerOf, log, now, retryMs, giveUpM
     return known
   }
 
-  /** [spec: sendPushNotification] One attempt to wake the device. What comes of it is a value, counted and logged by `settle`. */
+  /** [spec: sendPushNotification] One attempt to wake the device. What comes of it is a value, counted and logged by `conclude`. */
   async function sendPushNotification(token: PushToken, connectionId: string): Promise<PushOutcome> {
     const refusal = sender.refuses(token)
-    return refusal === undefined ? sender.send(token, connectionId) : { kind: 'rejected', reason: refusal }
+    // Another instance may have it in its configuration already.
+    return refusal === undefined ? sender.send(token, connectionId) : { kind: 'failed', reason: refusal, everybody: false }
   }
 
-  async function settle(push: DuePush, outcome: PushOutcome): Promise<void> {
+  async function conclude(push: DuePush, outcome: PushOutcome): Promise<void> {
     const { token, connectionId, attempts, ageMs } = push
-    const facts = { connectionId, token: `…${ending(token.token)}`, ...(token.project === undefined ? {} : { project: token.project }) }
     switch (outcome.kind) {
       case 'accepted':
         counts.accepted++
-        log.debug(facts, 'push sent')
-        await outbox.settle(push, { as: 'sent' })
+        log.debug(factsOf(push), 'push sent')
+        await settle(push, { as: 'sent' })
         return
       case 'dead':
         counts.dead++
-        log.info({ ...facts, reason: outcome.reason }, 'push token is dead and was dropped')
-        for (const other of new Set([connectionId, ...(await outbox.settle(push, { as: 'dead', reason: outcome.reason }))]))
-          tell(other, token)
+        log.info({ ...factsOf(push), reason: outcome.reason }, 'push token is dead and was dropped')
+        for (const other of new Set([connectionId, ...(await settle(push, { as: 'dead', reason: outcome.reason }))])) tell(other, token)
         return
       case 'rejected':
         counts.rejected++
-        log.error({ ...facts, reason: outcome.reason }, 'push was rejected and is not tried again')
-        await outbox.settle(push, { as: 'over' })
+        log.error({ ...factsOf(push), reason: outcome.reason }, 'push was rejected and is not tried again')
+        await settle(push, { as: 'over' })
         return
       case 'failed': {
-        const afterMs = Math.max(outcome.retryAfterMs ?? 0, jitter(backoff(attempts)))
-        if (ageMs + afterMs > giveUpMs) {
-          counts.gave_up++
-          log.error({ ...facts, reason: outcome.reason, attempts: attempts + 1 }, 'push was given up, the message stays in the queue')
-          await outbox.settle(push, { as: 'over' })
-          return
-        }
+        if (ageMs >= giveUpMs) return giveUp(push, outcome.reason)
+        // The last attempt is made when its time is over, if it was not told to wait for longer.
+        const ownMs = Math.min(jitter(backoff(attempts)), Math.max(giveUpMs - ageMs, retryMs))
+        const afterMs = Math.max(outcome.retryAfterMs ?? 0, ownMs)
         counts.failed++
-        log.warn({ ...facts, reason: outcome.reason, attempts: attempts + 1, retryInMs: Math.round(afterMs) }, 'push failed, trying again')
-        await outbox.settle(push, { as: 'again', afterMs, failed: true })
+        log.warn(
+          { ...factsOf(push), reason: outcome.reason, attempts: attempts + 1, retryInMs: Math.round(afterMs) },
+          'push failed, trying again',
+        )
+        await settle(push, { as: 'again', afterMs, failed: true })
       }
     }
+  }
+
+  async function giveUp(push: DuePush, reason: string): Promise<void> {
+    counts.gave_up++
+    log.error({ ...factsOf(push), reason, attempts: push.attempts }, 'push was given up, the message stays in the queue')
+    await settle(push, { as: 'over' })
+  }
+
+  function factsOf({ token: { token, project }, connectionId }: DuePush): object {
+    return { connectionId, token: `…${ending(token)}`, ...(project === undefined ? {} : { project }) }
   }
 
   function pause(project: Project, retryAfterMs = 0): void {

@@ -61,7 +61,7 @@ t.test('in a table of a million messages', async (t) => {
   const custom = await connect(pool, 'force_custom_plan')
   t.teardown(() => [early, generic, custom].forEach(({ release }) => release()))
   // So that statistics are there when this test says so.
-  for (const table of ['queued_messages', 'live_sessions', 'instances', 'push_tokens', 'push_outbox'])
+  for (const table of ['queued_messages', 'live_sessions', 'instances', 'push_tokens', 'push_outbox', 'push_reasons'])
     await pool.query(`ALTER TABLE ${table} SET (autovacuum_enabled = off)`)
 
   const cases = [...queueCases(), ...(await sessionCases(pool, app.sessions))]
@@ -154,17 +154,19 @@ function queueCases(): Case[] {
     reads: 0,
   })
   const dueHashes = Array.from({ length: 50 }, (_, i) => `hash ${i}`)
-  all.push({ title: 'claim of 50 pushes', text: outboxStatements.claim.text, values: [50, 1, 1_000], rows: 50, reads: 0 })
+  all.push({ title: 'claim of 50 pushes', text: outboxStatements.claim.text, values: [50, 1, 1_000], rows: 50, reads: 50 })
   all.push({
     title: 'look at 50 pushes',
     text: outboxStatements.look.text,
     values: [dueHashes, 1],
-    given: `UPDATE push_outbox SET claim = 1, sent_connection_id = connection_id, sent_seq = 0, window_until = now() + interval '1 s' WHERE token_hash = ANY (ARRAY (SELECT 'hash ' || n FROM generate_series(0, 49) n))`,
+    given: `UPDATE push_outbox SET claim = 1, sent_connection_id = 'connection 7', sent_seq = 0, window_until = now() + interval '1 s'
+      WHERE token_hash = ANY (ARRAY (SELECT 'hash ' || n FROM generate_series(0, 49) n));
+      UPDATE push_reasons SET claim = 1 WHERE token_hash = ANY (ARRAY (SELECT 'hash ' || n FROM generate_series(0, 49) n))`,
     rows: 50,
-    reads: 150, // and as many looks at the sessions
+    reads: 250, // and as many looks at the sessions, reasons and tokens
   })
   const one = ['hash 7', 1]
-  const sending = `UPDATE push_outbox SET claim = 1 WHERE token_hash = 'hash 7'`
+  const sending = `UPDATE push_outbox SET claim = 1 WHERE token_hash = 'hash 7'; UPDATE push_reasons SET claim = 1 WHERE token_hash = 'hash 7'`
   all.push({
     title: 'a push was sent',
     text: outboxStatements.sent.text,
@@ -223,23 +225,23 @@ async function sessionCases(pool: pg.Pool, sessions: SessionDirectory): Promise<
   await add('look for a session', sessions.isLive(DEEP), { rows: 1, given: live })
   await add('renew a lease', sessions.renew(), { rows: 1 })
   await add('close 500 sessions', sessions.closeMany(fleet), { rows: 500, pages: 500 * PAGES_PER_END })
-  await add('close all sessions', sessions.closeAll(), { rows: 1, given: own, pages: OWN_SESSIONS * PAGES_PER_END })
+  await add('close all sessions', sessions.closeAll(), { rows: OWN_SESSIONS, given: own, pages: OWN_SESSIONS * PAGES_PER_END })
   const search = { rows: NEWS, reads: NEWS, given: own, pages: 2 * OWN_SESSIONS * PAGES_PER_READ }
   await add('look for what waits', sessions.waiting(30_000), search)
   await add('sweep expired sessions', sessions.sweep(), { rows: SESSIONS_OVER, pages: SESSIONS_OVER * PAGES_PER_END })
   await add('see to the sessions of a crashed instance', sessions.sweep(), {
-    rows: 1,
+    rows: OWN_SESSIONS,
     nth: 1,
     given: `DELETE FROM instances; ${own}; UPDATE instances SET lease_until = now() - interval '1 s'`,
     pages: OWN_SESSIONS * PAGES_PER_END,
   })
   await add('sweep the sessions of dead instances', sessions.sweep(), {
     rows: OWN_SESSIONS,
-    nth: 2,
+    nth: 3,
     given: dead,
     pages: OWN_SESSIONS * PAGES_PER_READ,
   })
-  await pool.query('TRUNCATE live_sessions, instances, push_outbox')
+  await pool.query('TRUNCATE live_sessions, instances, push_outbox, push_reasons')
   pool.query = query as never
   return all
 }
@@ -266,10 +268,13 @@ async function fill(pool: pg.Pool): Promise<void> {
 
     INSERT INTO push_tokens SELECT 'connection ' || n, 'hash ' || n, 'fcm', '', 'token ' || n, 'ending', true FROM generate_series(0, 9999) n;
 
-    INSERT INTO push_outbox (token_hash, type, project, token, state, next_at, owed_since, connection_id, seq)
+    INSERT INTO push_outbox (token_hash, type, project, token, state, next_at, owed_since)
     SELECT 'hash ' || n, 'fcm', '', 'token ' || n, CASE WHEN n % 2 = 0 THEN 'resting' ELSE 'owed' END,
-      now() + CASE WHEN n < 3000 THEN -1 ELSE 1 END * interval '1 hour', now(), 'connection ' || n, n
+      now() + CASE WHEN n < 3000 THEN -1 ELSE 1 END * interval '1 hour', now()
     FROM generate_series(0, 9999) n;
+
+    INSERT INTO push_reasons (token_hash, connection_id, from_seq, reminds, despite_live, not_before, to_seq)
+    SELECT 'hash ' || n, 'connection ' || n, 0, true, false, now(), 1 FROM generate_series(0, 9999) n;
 
     INSERT INTO instances SELECT gen_random_uuid(), now() + (n - 2) * interval '1 minute' FROM generate_series(1, 5) n;
 

@@ -152,13 +152,12 @@ t.test('with two instances', async (t) => {
       const [token, connectionId] = [newToken(), newConnectionId()]
       fcm.answer(token, () => answer)
       const mediator = await a.connect()
-      const told = () => mediator.frames.filter(({ method }) => method === 'pushTokenInvalid')
+      await mediator.call('addMessage', withToken(connectionId, token))
+      await until(async () => (await atB.call('getPushToken', { connectionId })).dead, 'the end of the token')
       await mediator.call('addMessage', withToken(connectionId, token))
       const { params } = await mediator.frame(({ method }) => method === 'pushTokenInvalid')
       t.same(params, { connectionId, tokenEnding: token.slice(-6) })
       t.match(await atB.call('getPushToken', { connectionId }), { ending: token.slice(-6), dead: /FCM/ })
-      await mediator.call('addMessage', withToken(connectionId, token))
-      await until(() => told().length === 2, 'the second notification')
       await untilQuiet()
       t.equal(fcm.to(token).length, 1)
       fcm.answer(token, () => ACCEPTED)
@@ -191,6 +190,7 @@ t.test('with two instances', async (t) => {
     ['404 that is not about the token', refusal(404, 'NOT_FOUND'), 100],
     ['a hang', 'hang', TIMEOUT_MS],
     ['a reset', 'reset', 100],
+    ['an APNs key that has expired', refusal(401, 'UNAUTHENTICATED', 'THIRD_PARTY_AUTH_ERROR'), 100],
     ['a page that is no JSON, with 502', { status: 502, body: '<html>bad gateway</html>' }, 100],
     ['a page that is no JSON, with 200', { status: 200, body: '<html>login</html>' }, 100],
   ]
@@ -268,6 +268,38 @@ t.test('a hundred messages and a hanging FCM: nobody waits for it', async (t) =>
   }
 })
 
+t.test('the mediator that gave a token with its message is told that it is dead, without asking', async (t) => {
+  const service = await start(t, { DATABASE_URL: await testDatabase(t) })
+  const [token, connectionId] = [newToken(), newConnectionId()]
+  fcm.answer(token, () => UNREGISTERED)
+  const client = await service.connect()
+  await client.call('addMessage', withToken(connectionId, token))
+  const { params } = await client.frame(({ method }) => method === 'pushTokenInvalid')
+  t.same(params, { connectionId, tokenEnding: token.slice(-6) })
+})
+
+t.test('a reset is seen at once and not only when the time-out is over', async (t) => {
+  const service = await start(t, { DATABASE_URL: await testDatabase(t), PUSH_TIMEOUT_MS: '10000' })
+  const client = await service.connect()
+  const token = newToken()
+  fcm.answer(token, (nth) => (nth === 1 ? 'reset' : ACCEPTED))
+  await client.call('addMessage', withToken(newConnectionId(), token))
+  const [one, two] = await fcm.came(token, 2)
+  t.ok(two!.at - one!.at < 5_000, `tried again after ${Math.round(two!.at - one!.at)} ms`)
+})
+
+t.test('a token endpoint that hangs once costs its time-out and no more', async (t) => {
+  const settings = { ...fcm.processSettings, ...quick, DATABASE_URL: await testDatabase(t) }
+  const server = await startServer(settings, { imports: ['./test/helpers/google-redirect.ts'] })
+  t.teardown(() => server.end('SIGTERM'))
+  const client = await connect(server.ws, t)
+  const token = newToken()
+  fcm.hangNextAccessToken()
+  await client.call('addMessage', withToken(newConnectionId(), token))
+  await fcm.came(token)
+  t.equal(fcm.hangsLeft(), 0, 'it hung')
+})
+
 t.test('data-only pushes and the opaque tag', async (t) => {
   const PUSH_TAG_SECRET = 'a secret of the operator'
   const service = await start(t, { PUSH_DATA_ONLY: 'true', PUSH_TAG_SECRET, DATABASE_URL: await testDatabase(t) })
@@ -337,8 +369,12 @@ t.test('credentials that cannot be used are refused with the sentence that mends
     ['{"project_id": "p", "private_key": "k"}', /needs project_id, client_email and private_key/],
     ['main=/no/such,other=/file', /\/no\/such, which cannot be read/],
     ['{"main": {}}', /project main of FIREBASE_CREDENTIALS is not the key/],
+    ['{}', /names no project/],
+    ['package.json,package.json', /is not the key/],
+    [Buffer.from(fcm.settings.FIREBASE_CREDENTIALS!).toString('base64'), /looks like base64/],
   ] as const) {
-    t.throws(() => readCredentials(text), { name: 'ConfigError', message: expected }, text)
+    t.throws(() => readCredentials(text), { name: 'ConfigError', message: expected }, text.slice(0, 40))
+    t.throws(() => readCredentials(text), /^.{0,300}$/, 'nothing long is repeated')
   }
   t.same([...readCredentials('application-default')], [['default', 'application-default']])
 })
@@ -351,7 +387,14 @@ t.test('Retry-After is seconds or a date', async (t) => {
 })
 
 t.test('pushes are counted by outcome, and neither log nor metrics show more of a token than its end', async (t) => {
-  const settings = { ...fcm.processSettings, ...quick, DATABASE_URL: await testDatabase(t), LOG_LEVEL: 'trace', PUSH_GIVE_UP_SECONDS: '1' }
+  const settings = {
+    ...fcm.processSettings,
+    ...quick,
+    DATABASE_URL: await testDatabase(t),
+    LOG_LEVEL: 'trace',
+    PUSH_TIMEOUT_MS: '10000',
+    PUSH_GIVE_UP_SECONDS: '2',
+  }
   const server = await startServer(settings, { imports: ['./test/helpers/google-redirect.ts'] })
   t.teardown(() => server.end('SIGTERM'))
   const client = await connect(server.ws, t)

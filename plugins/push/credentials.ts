@@ -18,16 +18,25 @@ export function readCredentials(text: string): Map<string, ServiceAccount | 'app
   if (given.startsWith('{')) {
     const json = parse(given, 'FIREBASE_CREDENTIALS')
     if ('private_key' in json) return new Map([['default', accountOf(json, 'FIREBASE_CREDENTIALS')]])
+    if (Object.keys(json).length === 0) throw new ConfigError('FIREBASE_CREDENTIALS is an empty object: it names no project.')
     return new Map(Object.entries(json).map(([name, account]) => [name, accountOf(account, `project ${name} of FIREBASE_CREDENTIALS`)]))
   }
-  return new Map(
-    given.split(',').map((entry) => {
-      const [, name = 'default', file] = /^(?:([\w-]+)=)?(.+)$/.exec(entry.trim()) ?? []
-      if (file === undefined) throw new ConfigError('FIREBASE_CREDENTIALS has an empty entry. It is a file, or name=file,name=file.')
-      return [name, file === 'application-default' ? file : accountOf(parse(read(file), `${file} of FIREBASE_CREDENTIALS`), file)]
-    }),
-  )
+  if (LOOKS_ENCODED.test(given))
+    throw new ConfigError(
+      'FIREBASE_CREDENTIALS looks like base64. Give the JSON itself, or the path of a file with it (FIREBASE_CREDENTIALS_FILE works too).',
+    )
+  const accounts = new Map<string, ServiceAccount | 'application-default'>()
+  for (const entry of given.split(',')) {
+    const [, name = 'default', file] = /^(?:([\w-]+)=)?(.+)$/.exec(entry.trim()) ?? []
+    if (file === undefined) throw new ConfigError('FIREBASE_CREDENTIALS has an empty entry. It is a file, or name=file,name=file.')
+    if (accounts.has(name)) throw new ConfigError(`FIREBASE_CREDENTIALS has two projects named ${name}. Name each: name=file,name=file.`)
+    accounts.set(name, file === 'application-default' ? file : accountOf(parse(read(file), `${file} of FIREBASE_CREDENTIALS`), file))
+  }
+  return accounts
 }
+
+/** What is no path must not be repeated in an error: it may be the key. */
+const LOOKS_ENCODED = /^[\w+/=\s-]{200,}$/
 
 function read(file: string): string {
   try {

@@ -1,5 +1,5 @@
 import { createHmac } from 'node:crypto'
-import type { App } from 'firebase-admin/app'
+import type { App, Credential } from 'firebase-admin/app'
 import type { Message } from 'firebase-admin/messaging'
 import type { PushOutcome, PushSender, PushToken } from '../../src/ports.js'
 import { OneAttemptAgent, type Refusal } from './one-attempt-agent.js'
@@ -10,6 +10,7 @@ const COLLAPSE_KEY = 'message-pickup'
 /** FCM asks for this when it says "too many" without saying for how long. */
 const THROTTLED_MS = 60_000
 const MAX_SOCKETS = 64
+const MAX_RETRY_AFTER_MS = 3_600_000
 
 export interface FcmOptions {
   /** FIREBASE_CREDENTIALS */
@@ -36,11 +37,12 @@ export async function createFcmSender({
 }: FcmOptions): Promise<PushSender & { close(): Promise<void> }> {
   const { applicationDefault, cert, deleteApp, initializeApp } = await import('firebase-admin/app')
   const { getMessaging } = await import('firebase-admin/messaging')
-  const agent = new OneAttemptAgent({ keepAlive: true, maxSockets: MAX_SOCKETS })
+  const agent = new OneAttemptAgent({ keepAlive: true, maxSockets: MAX_SOCKETS, timeoutMs })
   const apps = new Map<string, App>()
   const accounts = readCredentials(credentials)
   for (const [name, account] of accounts) {
-    const credential = account === 'application-default' ? applicationDefault(agent) : cert(account, agent)
+    const make = () => (account === 'application-default' ? applicationDefault(agent) : cert(account, agent))
+    const credential = withDeadline(make, timeoutMs)
     apps.set(
       name,
       initializeApp(
@@ -63,7 +65,7 @@ export async function createFcmSender({
   async function send({ project, token }: PushToken, connectionId: string): Promise<PushOutcome> {
     const messaging = getMessaging(apps.get(project ?? defaultName!))
     try {
-      const answer = await agent.attempt(() => messaging.send(messageFor(token, connectionId)), timeoutMs)
+      const answer = await agent.attempt(() => messaging.send(messageFor(token, connectionId)))
       if (answer === 'timeout') return { kind: 'failed', reason: `FCM did not answer within ${timeoutMs} ms`, everybody: true }
       return typeof answer === 'string' ? { kind: 'accepted' } : understand({ ...answer, body: answer.body.replaceAll(token, '…') })
     } catch (error) {
@@ -96,6 +98,27 @@ export async function createFcmSender({
   }
 }
 
+/**
+ * A credential whose access token is waited for no longer than a push is. The SDK has no time-out for it and hands a request that hangs to
+ * every later caller, and so does the library below it: after a time-out both are given up for a new one.
+ */
+function withDeadline(make: () => Credential, timeoutMs: number): Credential {
+  let current = make()
+  // What the SDK asks of its own classes (a project id) it still finds.
+  return Object.assign(Object.create(current) as Credential, {
+    async getAccessToken() {
+      let timer: NodeJS.Timeout | undefined
+      const deadline = new Promise<never>((_resolve, reject) => {
+        timer = setTimeout(() => {
+          current = make()
+          reject(new Error(`no access token within ${timeoutMs} ms`))
+        }, timeoutMs)
+      })
+      return Promise.race([current.getAccessToken(), deadline]).finally(() => clearTimeout(timer))
+    },
+  })
+}
+
 /** Names of apps are global in the SDK, and a test has several services in a process. */
 let made = 0
 
@@ -113,6 +136,8 @@ export function understand({ status, retryAfter, body }: Refusal): PushOutcome {
     return isToken ? { kind: 'dead', reason: 'FCM: this is not a registration token (INVALID_ARGUMENT)' } : { kind: 'rejected', reason }
   }
   if (status === 429) return { kind: 'failed', reason, everybody: true, retryAfterMs: retryAfterMs ?? THROTTLED_MS }
+  // The key of APNs in the Firebase project: nobody with an iPhone can be reached, everybody else can.
+  if (errorCode === 'THIRD_PARTY_AUTH_ERROR') return { kind: 'failed', reason, everybody: false }
   // Also 401, 403 and 404 without one of the codes above: our credentials or the project are wrong, not the token.
   return { kind: 'failed', reason, everybody: true, ...(retryAfterMs === undefined ? {} : { retryAfterMs }) }
 }
@@ -132,6 +157,8 @@ export function understandable(outcome: PushOutcome): string {
 }
 
 function remedyFor(reason: string): string {
+  if (reason.includes('THIRD_PARTY_AUTH_ERROR'))
+    return 'Check the APNs key of the app in the Firebase console: it is missing, wrong or has expired.'
   if (/answered 40[13]/.test(reason))
     return 'Check that the Firebase Cloud Messaging API is enabled in the project, and that the service account may send messages (role Firebase Cloud Messaging API Admin).'
   if (/answered 404/.test(reason)) return 'Check the project_id in the credentials.'
@@ -165,7 +192,7 @@ function readError(body: string): { errorCode: string; message: string; fields: 
 export function parseRetryAfter(text: string | undefined, now = Date.now()): number | undefined {
   if (text === undefined) return undefined
   const ms = /^\d+$/.test(text.trim()) ? Number(text) * 1_000 : Date.parse(text) - now
-  return Number.isFinite(ms) && ms > 0 ? Math.min(ms, 24 * 3_600_000) : undefined
+  return Number.isFinite(ms) && ms > 0 ? Math.min(ms, MAX_RETRY_AFTER_MS) : undefined
 }
 
 /** The SDK's texts may contain whole answers. */

@@ -1,6 +1,6 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
 import type { ClientRequest, IncomingMessage } from 'node:http'
-import { Agent } from 'node:https'
+import { Agent, type AgentOptions } from 'node:https'
 
 /** What a push service answered that was no success. */
 export interface Refusal {
@@ -13,7 +13,8 @@ export interface Refusal {
 interface Attempt {
   request?: ClientRequest
   isOver: boolean
-  onRefusal(refusal: Refusal): void
+  refuse(refusal: Refusal): void
+  fail(error: Error): void
 }
 
 const MAX_BODY = 65_536
@@ -23,11 +24,18 @@ const current = new AsyncLocalStorage<Attempt>()
  * Why this exists: firebase-admin's send() repeats by itself what failed with 503 or a reset (up to four times, after as long as
  * Retry-After says), goes on doing so when its caller has stopped waiting, never repeats a 429, and keeps Retry-After to itself. A
  * push that is repeated behind our back is one too many, and a sender that does not wait as it was told gets throttled. With
- * this agent a sending is one request: its refusal is seen here at once, and whatever is asked for after that does not leave.
+ * this agent a sending is one request: its refusal or failure is seen here at once, and whatever is asked for after that does not leave.
  */
 export class OneAttemptAgent extends Agent {
-  /** Runs `send` as one attempt, bounded by `timeoutMs`; whichever is first, its result, the refusal, or the time-out. */
-  attempt<T>(send: () => Promise<T>, timeoutMs: number): Promise<T | Refusal | 'timeout'> {
+  readonly #timeoutMs: number
+
+  constructor({ timeoutMs, ...options }: AgentOptions & { timeoutMs: number }) {
+    super(options)
+    this.#timeoutMs = timeoutMs
+  }
+
+  /** Runs `send` as one attempt. @returns its result, the refusal, or 'timeout', whichever is first; rejects when the network fails */
+  attempt<T>(send: () => Promise<T>): Promise<T | Refusal | 'timeout'> {
     return new Promise((resolve, reject) => {
       const end = (settle: () => void) => {
         if (attempt.isOver) return
@@ -35,38 +43,46 @@ export class OneAttemptAgent extends Agent {
         clearTimeout(timer)
         settle()
       }
-      const attempt: Attempt = { isOver: false, onRefusal: (refusal) => end(() => resolve(refusal)) }
+      const attempt: Attempt = {
+        isOver: false,
+        refuse: (refusal) => end(() => resolve(refusal)),
+        fail: (error) => end(() => reject(error)),
+      }
       const timer = setTimeout(() => {
         end(() => resolve('timeout'))
         attempt.request?.destroy()
-      }, timeoutMs)
-      current.run(attempt, send).then(
-        (result) => end(() => resolve(result)),
-        (error: Error) => end(() => reject(error)),
-      )
+      }, this.#timeoutMs)
+      current.run(attempt, send).then((result) => end(() => resolve(result)), attempt.fail)
     })
   }
 
   /** Node's http.ClientRequest calls this: the place that every agent since agent-base overrides. */
   addRequest(request: ClientRequest, options: object): void {
     const attempt = current.getStore()
-    // Other requests are for an access token, which several attempts may wait for.
     if (attempt && request.path.endsWith('/messages:send')) {
-      if (attempt.isOver || attempt.request) return void request.destroy(new Error('one attempt is over'))
+      if (attempt.isOver || attempt.request) return refuse(request)
       attempt.request = request
+      request.prependOnceListener('error', attempt.fail)
       request.prependOnceListener('response', (response) => observe(response, attempt))
     }
     ;(Agent.prototype as unknown as { addRequest(request: ClientRequest, options: object): void }).addRequest.call(this, request, options)
   }
 }
 
+/** A request without a socket says nothing when it is destroyed, and the SDK would wait for ever. */
+function refuse(request: ClientRequest): void {
+  request.destroy()
+  process.nextTick(() => request.emit('error', new Error('one attempt is over')))
+}
+
 /** Listens in: the SDK reads the same answer. */
 function observe(response: IncomingMessage, attempt: Attempt): void {
   const { statusCode: status = 0, headers } = response
+  response.on('error', attempt.fail)
   if (status >= 200 && status <= 299) return
   let body = ''
   response.on('data', (chunk: Buffer) => {
     if (body.length < MAX_BODY) body += chunk.toString()
   })
-  response.on('end', () => attempt.onRefusal({ status, retryAfter: headers['retry-after'], body }))
+  response.on('end', () => attempt.refuse({ status, retryAfter: headers['retry-after'], body }))
 }

@@ -1,5 +1,6 @@
 import type { Config } from '../../src/config.js'
 import { ConfigError } from '../../src/config.js'
+import { ending } from '../../src/push.js'
 import { createFcmSender, understandable } from './fcm.js'
 import { fcmOptions } from './index.js'
 
@@ -22,7 +23,7 @@ export async function tryPush(config: Config, args: string[], say: (line: string
     const target = { type: 'fcm', token, ...(project === undefined ? {} : { project }) }
     const refusal = sender.refuses(target)
     if (refusal !== undefined) throw new ConfigError(refusal)
-    say(`Sending one push to …${token.slice(-6)}, as the service would.`)
+    say(`Sending one push to …${ending(token)}, as the service would.`)
     const outcome = await sender.send(target, 'push:test')
     say(understandable(outcome))
     return outcome.kind === 'accepted'

@@ -30,7 +30,7 @@ const insertAndOwe = (onConflict: string) => `WITH u AS MATERIALIZED (
   given AS MATERIALIZED (
     SELECT DISTINCT connection_id, token_hash, type, project, token FROM u
     WHERE token_hash IS NOT NULL AND token_hash NOT IN (SELECT token_hash FROM dead)),
-  offline AS (SELECT a.connection_id, max(a.seq) AS seq FROM added a WHERE NOT ${isLive('a')} GROUP BY a.connection_id),
+  offline AS (SELECT a.connection_id, min(a.seq) AS from_seq FROM added a WHERE NOT ${isLive('a')} GROUP BY a.connection_id),
   targets AS (
     SELECT * FROM given
     UNION ALL
@@ -47,7 +47,7 @@ const insertAndOwe = (onConflict: string) => `WITH u AS MATERIALIZED (
     ON CONFLICT (connection_id) DO UPDATE SET token_hash = excluded.token_hash, type = excluded.type, project = excluded.project,
       token = excluded.token, ending = excluded.ending, registered = false, updated_at = now()
     WHERE t.token IS NULL OR NOT t.registered)
-  SELECT a.seq, a.connection_id, a.idempotency_key, EXISTS (SELECT FROM owed), (SELECT array_agg(token_hash) FROM dead) FROM added a ORDER BY a.seq`
+  SELECT a.seq, a.connection_id, a.idempotency_key, (SELECT count(*) FROM reasons) > 0, (SELECT array_agg(token_hash) FROM dead) FROM added a ORDER BY a.seq`
 
 export const addStatements = {
   add: { name: 'add', text: `${INSERT} RETURNING seq` },

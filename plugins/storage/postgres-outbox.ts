@@ -4,91 +4,134 @@ import { drizzle } from 'drizzle-orm/node-postgres'
 import type { Pool } from 'pg'
 import { pushOutbox, pushTokens } from '../../drizzle/schema.js'
 import type { DuePush, PushOutbox } from '../../src/ports.js'
-import { hashOf, isLive, owedBySessions } from './owing.js'
+import { ending } from '../../src/push.js'
+import { hashOf, isLive, OWED_BY_MESSAGES, owedBySessions } from './owing.js'
 import { attempt, type Query, type Statement } from './query.js'
 
 /*
- * The outbox: one row for a device token.
+ * The outbox: one row for a device token, and below it the reasons for which it is owed a push.
  *
  *   (none)    nothing is owed and no window runs
  *   owed      a message was added while nobody was live, or a session ended; due at next_at. After a failure it is owed later
- *   sending   an instance claimed it; at next_at the claim runs out and anybody may claim it
+ *   sending   an instance claimed it, and the reasons that were due; at next_at the claim runs out and anybody may claim it
  *   resting   it was sent or is not needed; until next_at (the end of the window) the row remembers when
  *   dead      the push service will not take the token any more; remembered, so that whoever gives it again is told
  *
- * What is owed while a push is being sent makes the row owed again when that is settled (owed_again).
+ * A sending answers to the reasons that it claimed. What came up since makes the row owed again when it is settled: again_at says so for
+ * what came after the claim, the reasons themselves for what the claim's snapshot did not show.
  *
  * Whether a push is still needed is looked at after the claim has been committed, by a statement of its own: only what began after
- * that commit sees every message that the claimed row stands for.
+ * that commit sees every message that the claimed reasons stand for.
  */
 
 const DEAD_KEPT = `interval '30 days'`
 const SWEEP_BATCH = 1_000
 
-/** Not needed, or needed again because of what happened while it was claimed. */
-const OVER = `state = CASE WHEN owed_again THEN 'owed' ELSE 'resting' END, owed_again = false, claim = NULL, attempts = 0,
-  owed_since = now(), next_at = greatest(now(), window_until)`
+/** Came up since the claim. */
+const LEFT = `EXISTS (SELECT FROM push_reasons r WHERE r.token_hash = o.token_hash AND r.claim IS DISTINCT FROM $2)`
+/** The state after a sending that answered to the reasons of claim $2, and when it is due. */
+const settled = (windowUntil: string) => `
+    state = CASE WHEN o.again_at IS NOT NULL OR ${LEFT} THEN 'owed' ELSE 'resting' END,
+    next_at = greatest(now(), ${windowUntil}, o.again_at, (SELECT min(r.not_before) FROM push_reasons r WHERE r.token_hash = o.token_hash AND r.claim IS DISTINCT FROM $2)),
+    again_at = NULL, claim = NULL, attempts = 0`
+const ANSWERED = `answered AS (
+    DELETE FROM push_reasons r USING settled WHERE r.token_hash = settled.token_hash AND r.claim = $2 RETURNING r.connection_id, r.reminds, r.to_seq)`
 
 export const outboxStatements = {
-  // Uses push_outbox_due.
+  // Uses push_outbox_due, and the primary keys of push_reasons and queued_messages.
   claim: {
     name: 'claim_pushes',
     text: `WITH due AS (
-    SELECT token_hash FROM push_outbox WHERE state IN ('owed', 'sending') AND next_at <= now() ORDER BY next_at LIMIT $1 FOR UPDATE SKIP LOCKED)
-  UPDATE push_outbox o SET state = 'sending', claim = $2, next_at = now() + $3::int * interval '1 ms', owed_again = false
-  FROM due WHERE o.token_hash = due.token_hash
-  RETURNING o.token_hash, o.type, o.project, o.token, o.connection_id, o.seq, o.attempts,
-    (extract(epoch FROM now() - o.owed_since) * 1000)::float8, o.despite_live`,
+    SELECT token_hash FROM push_outbox WHERE state IN ('owed', 'sending') AND next_at <= now() ORDER BY next_at LIMIT $1 FOR UPDATE SKIP LOCKED),
+  claimed AS (
+    UPDATE push_outbox o SET state = 'sending', claim = $2, next_at = now() + $3::int * interval '1 ms', again_at = NULL
+    FROM due WHERE o.token_hash = due.token_hash
+    RETURNING o.token_hash, o.type, o.project, o.token, o.attempts, (extract(epoch FROM now() - o.owed_since) * 1000)::float8 AS age_ms),
+  reasons AS (
+    UPDATE push_reasons r SET claim = $2, to_seq = (
+      SELECT m.seq FROM queued_messages m WHERE m.connection_id = r.connection_id ORDER BY m.seq DESC LIMIT 1)
+    FROM claimed c WHERE r.token_hash = c.token_hash AND r.not_before <= now())
+  SELECT token_hash, type, project, token, attempts, age_ms FROM claimed`,
   },
 
-  // A push is needed while its message is there (or, after a session, mail that has had no such push) and nobody is live: the end of
-  // that session owes one anew. One that was owed within the window of another is needed only if the device has come since.
+  // A reason holds while its messages are there and nobody is live: the end of that session gives one anew. A message that came within the
+  // window of another push needs one only if the mediatee has come since: the end of a session is that, and so is a message that is gone.
   look: {
     name: 'look_at_pushes',
-    text: `SELECT o.token_hash, CASE
-    WHEN NOT o.despite_live AND ${isLive('o')} THEN false
-    WHEN o.seq IS NULL THEN EXISTS (
-      SELECT FROM push_tokens t JOIN queued_messages m ON m.connection_id = t.connection_id AND m.seq > t.reminded_seq
-      WHERE t.connection_id = o.connection_id AND (NOT o.despite_live OR m.deliveries > 1))
-    WHEN o.owed_since < o.window_until AND EXISTS (
-      SELECT FROM queued_messages m WHERE m.connection_id = o.sent_connection_id AND m.seq = o.sent_seq) THEN false
-    ELSE EXISTS (SELECT FROM queued_messages m WHERE m.connection_id = o.connection_id AND m.seq = o.seq) END
-  FROM push_outbox o WHERE o.token_hash = ANY ($1::text[]) AND o.claim = $2`,
+    text: `SELECT o.token_hash, reason.connection_id, reason.to_seq
+  FROM push_outbox o CROSS JOIN LATERAL (
+    SELECT o.owed_since < coalesce(o.window_until, '-infinity') AND EXISTS (
+      SELECT FROM queued_messages m WHERE m.connection_id = o.sent_connection_id AND m.seq = o.sent_seq) AS is_covered) w CROSS JOIN LATERAL (
+    SELECT r.connection_id, r.to_seq FROM push_reasons r CROSS JOIN LATERAL (SELECT ${isLive('r')} AS is_live) l
+    WHERE r.token_hash = o.token_hash AND r.claim = $2 AND (r.despite_live OR NOT l.is_live) AND EXISTS (
+      SELECT FROM queued_messages m WHERE m.connection_id = r.connection_id AND m.seq >= r.from_seq AND (NOT l.is_live OR m.deliveries > 1))
+      AND (r.reminds OR NOT w.is_covered)
+    ORDER BY r.to_seq DESC NULLS LAST LIMIT 1) reason
+  WHERE o.token_hash = ANY ($1::text[]) AND o.claim = $2`,
   },
 
   sent: {
     name: 'push_sent',
-    text: `WITH reminded AS (
-    UPDATE push_tokens t SET reminded_seq = coalesce((
-      SELECT m.seq FROM queued_messages m WHERE m.connection_id = t.connection_id ORDER BY m.seq DESC LIMIT 1), t.reminded_seq)
-    WHERE $4::bigint IS NULL AND t.connection_id = $3)
-  UPDATE push_outbox SET window_until = now() + $5::int * interval '1 ms', sent_connection_id = $3, sent_seq = $4,
-    state = CASE WHEN owed_again THEN 'owed' ELSE 'resting' END, owed_again = false, claim = NULL, attempts = 0,
-    owed_since = now(), next_at = now() + $5::int * interval '1 ms'
-  WHERE token_hash = $1 AND claim = $2`,
+    text: `WITH settled AS (
+    UPDATE push_outbox o SET window_until = now() + $5::int * interval '1 ms', sent_connection_id = $3, sent_seq = $4, ${settled(`now() + $5::int * interval '1 ms'`)}
+    WHERE o.token_hash = $1 AND o.claim = $2 RETURNING o.token_hash),
+  ${ANSWERED},
+  reminded AS (
+    UPDATE push_tokens t SET reminded_seq = greatest(t.reminded_seq, a.to_seq) FROM answered a WHERE a.reminds AND t.connection_id = a.connection_id)
+  SELECT FROM answered`,
   },
 
-  over: { name: 'push_over', text: `UPDATE push_outbox SET ${OVER} WHERE token_hash = ANY ($1::text[]) AND claim = $2` },
+  over: {
+    name: 'push_over',
+    text: `WITH settled AS (
+    UPDATE push_outbox o SET ${settled('o.window_until')} WHERE o.token_hash = ANY ($1::text[]) AND o.claim = $2 RETURNING o.token_hash),
+  ${ANSWERED}
+  SELECT FROM answered`,
+  },
 
   again: {
     name: 'push_again',
-    text: `UPDATE push_outbox SET state = 'owed', owed_again = false, claim = NULL, attempts = least(attempts + $4::int, 1000),
+    text: `UPDATE push_outbox SET state = 'owed', again_at = NULL, claim = NULL, attempts = least(attempts + $4::int, 1000),
     next_at = now() + $3::int * interval '1 ms' WHERE token_hash = $1 AND claim = $2`,
+  },
+
+  // Another token of the same connections stands in for one that is dead.
+  rehome: {
+    name: 'push_rehome',
+    text: `WITH stranded AS MATERIALIZED (
+    SELECT r.connection_id, r.from_seq FROM push_reasons r JOIN push_outbox o ON o.token_hash = r.token_hash
+    WHERE r.token_hash = $1 AND o.claim = $2),
+  targets AS (
+    SELECT t.connection_id, t.token_hash, t.type, t.project, t.token FROM push_tokens t
+    WHERE t.connection_id IN (SELECT connection_id FROM stranded) AND t.token IS NOT NULL AND t.token_hash <> $1),
+  offline AS (SELECT * FROM stranded),
+  ${OWED_BY_MESSAGES}
+  SELECT FROM reasons`,
   },
 
   // Only this token: a connection that has another one by now keeps it. Uses push_tokens_token_hash.
   dead: {
     name: 'push_dead',
     text: `WITH dead AS (
-    UPDATE push_outbox SET state = 'dead', reason = $3, token = '', claim = NULL, owed_again = false, next_at = now() + ${DEAD_KEPT}
-    WHERE token_hash = $1 AND claim = $2 RETURNING token_hash)
-  UPDATE push_tokens t SET token = NULL FROM dead WHERE t.token_hash = dead.token_hash RETURNING t.connection_id`,
+    UPDATE push_outbox SET state = 'dead', reason = $3, token = '', claim = NULL, again_at = NULL, next_at = now() + ${DEAD_KEPT}
+    WHERE token_hash = $1 AND claim = $2 RETURNING token_hash),
+  reasons AS (DELETE FROM push_reasons r USING dead WHERE r.token_hash = dead.token_hash RETURNING 1)
+  UPDATE push_tokens t SET token = NULL FROM dead WHERE t.token_hash = dead.token_hash AND (SELECT count(*) FROM reasons) >= 0 RETURNING t.connection_id`,
   },
 
-  // Nobody adds to a connection between its session's last claim and this.
   remind: {
     name: 'push_remind',
-    text: `WITH ended AS (SELECT $1::text AS connection_id), ${owedBySessions(`interval '0'`, true)} SELECT FROM owed`,
+    text: `WITH ended AS (SELECT $1::text AS connection_id), ${owedBySessions(0, true)} SELECT FROM reasons`,
+  },
+
+  // The row stays for reminded_seq: an app that registers anew at each start would be woken for the same message for ever.
+  removeToken: {
+    name: 'remove_push_token',
+    text: `WITH locked AS (
+    SELECT o.token_hash FROM push_tokens t JOIN push_outbox o ON o.token_hash = t.token_hash WHERE t.connection_id = $1 FOR UPDATE OF o),
+  reasons AS (DELETE FROM push_reasons r WHERE r.connection_id = $1 AND r.token_hash IN (SELECT token_hash FROM locked) RETURNING 1)
+  UPDATE push_tokens SET token = NULL, ending = '', registered = false
+  WHERE connection_id = $1 AND ending <> '' AND (SELECT count(*) FROM reasons) >= 0 RETURNING 1`,
   },
 
   // Uses push_outbox_over.
@@ -137,7 +180,7 @@ export function createPostgresOutbox({ pool, query: queryNow, windowMs, claimMs 
         ...token,
         tokenHash,
         project: token.project ?? '',
-        ending: endingOf(token.token),
+        ending: ending(token.token),
         registered: true,
         updatedAt: sql`now()`,
       }
@@ -154,7 +197,7 @@ export function createPostgresOutbox({ pool, query: queryNow, windowMs, claimMs 
 
     async getToken(connectionId) {
       const [row] = await attempt(find.execute({ connectionId }))
-      if (!row) return undefined
+      if (!row?.ending) return undefined
       return {
         type: row.type,
         ...(row.project ? { project: row.project } : {}),
@@ -165,19 +208,7 @@ export function createPostgresOutbox({ pool, query: queryNow, windowMs, claimMs 
     },
 
     async removeToken(connectionId) {
-      return attempt(
-        db.transaction(async (tx) => {
-          const [gone] = await tx
-            .delete(pushTokens)
-            .where(eq(pushTokens.connectionId, connectionId))
-            .returning({ tokenHash: pushTokens.tokenHash })
-          if (!gone) return false
-          const { tokenHash } = gone
-          const owed = and(eq(pushOutbox.tokenHash, tokenHash), eq(pushOutbox.state, 'owed'), eq(pushOutbox.connectionId, connectionId))
-          await tx.delete(pushOutbox).where(owed)
-          return true
-        }),
-      )
+      return (await query(outboxStatements.removeToken, [connectionId])).length > 0
     },
 
     async remind(connectionId) {
@@ -188,17 +219,21 @@ export function createPostgresOutbox({ pool, query: queryNow, windowMs, claimMs 
       const claim = randomInt(2 ** 47)
       const claimed = await query<ClaimedRow>(outboxStatements.claim, [limit, claim, claimMs])
       if (claimed.length === 0) return { due: [], cancelled: 0 }
-      const looked = await query<[string, boolean]>(outboxStatements.look, [claimed.map(([key]) => key), claim])
-      const unneeded = new Set(looked.filter(([, isNeeded]) => !isNeeded).map(([key]) => key))
-      if (unneeded.size > 0) await query(outboxStatements.over, [[...unneeded], claim])
-      const due = claimed.filter(([key]) => !unneeded.has(key)).map((row) => toPush(row, claim))
-      return { due, cancelled: unneeded.size }
+      const looked = await query<LookedRow>(outboxStatements.look, [claimed.map(([key]) => key), claim])
+      const needed = new Map(looked.map(([key, ...newest]) => [key, newest]))
+      const unneeded = claimed.filter(([key]) => !needed.has(key)).map(([key]) => key)
+      if (unneeded.length > 0) await query(outboxStatements.over, [unneeded, claim])
+      const due = claimed.flatMap((row) => {
+        const newest = needed.get(row[0])
+        return newest ? [toPush(row, newest, claim)] : []
+      })
+      return { due, cancelled: unneeded.length }
     },
 
     async settle({ key, claim, connectionId, seq }, settlement) {
       switch (settlement.as) {
         case 'sent':
-          await query(outboxStatements.sent, [key, claim, connectionId, seq ?? null, windowMs])
+          await query(outboxStatements.sent, [key, claim, connectionId, seq, windowMs])
           return []
         case 'over':
           await query(outboxStatements.over, [[key], claim])
@@ -207,6 +242,7 @@ export function createPostgresOutbox({ pool, query: queryNow, windowMs, claimMs 
           await query(outboxStatements.again, [key, claim, Math.round(settlement.afterMs), settlement.failed ? 1 : 0])
           return []
         case 'dead':
+          await query(outboxStatements.rehome, [key, claim])
           return (await query<[string]>(outboxStatements.dead, [key, claim, settlement.reason])).map(([id]) => id)
       }
     },
@@ -233,21 +269,10 @@ function inTurn(query: Query, width: number): Query {
   }
 }
 
-type ClaimedRow = [
-  key: string,
-  type: string,
-  project: string,
-  token: string,
-  connectionId: string,
-  seq: string | null,
-  attempts: number,
-  ageMs: number,
-]
+type ClaimedRow = [key: string, type: string, project: string, token: string, attempts: number, ageMs: number]
+type LookedRow = [key: string, connectionId: string, seq: string | null]
 
-function toPush([key, type, project, token, connectionId, seq, attempts, ageMs]: ClaimedRow, claim: number): DuePush {
-  return { key, claim, token: { type, ...(project ? { project } : {}), token }, connectionId, seq: seq ?? undefined, attempts, ageMs }
-}
-
-function endingOf(token: string): string {
-  return token.slice(-6)
+function toPush(row: ClaimedRow, [connectionId, seq]: [string, string | null], claim: number): DuePush {
+  const [key, type, project, token, attempts, ageMs] = row
+  return { key, claim, token: { type, ...(project ? { project } : {}), token }, connectionId, seq, attempts, ageMs }
 }

@@ -4,6 +4,9 @@ import type { Test } from 'tap'
 import type { JsonText } from '../../src/json.js'
 import type { DuePush, MessageStore, NewMessage, PushOutbox, PushToken, SessionDirectory } from '../../src/ports.js'
 
+/** The end of a session is looked at after a while (1.5 s), and that has to be over. */
+const AFTER_SESSION_MS = 1_700
+
 export interface OutboxUnderTest {
   /** Two instances on the same data, which nobody else uses. */
   stores: [MessageStore, MessageStore]
@@ -44,7 +47,7 @@ export async function pushOutboxContract(t: Test, { stores, outboxes, sessions, 
     return undefined
   }
   /** Nothing is due now, nor when every window and claim that may run is over. */
-  const nothingMore = async (t: Test, what: string) => t.equal(await next(windowMs * 2), undefined, what)
+  const nothingMore = async (t: Test, what: string) => t.equal(await next(windowMs + AFTER_SESSION_MS), undefined, what)
 
   t.beforeEach(() => mine.clear())
 
@@ -286,6 +289,127 @@ export async function pushOutboxContract(t: Test, { stores, outboxes, sessions, 
     await outbox.settle(due!, { as: 'sent' })
     t.same(await otherStore.add(keyed), { id: first.id })
     await nothingMore(t, 'one message, one push')
+  })
+
+  t.test('one token of several connections: each reason for a push holds by itself', async (t) => {
+    const [one, two, token] = [newId(), newId(), newToken()]
+    await outbox.setToken(one, token)
+    await outbox.setToken(two, token)
+    const settleAll = async () => {
+      const push = await next()
+      if (push) await outbox.settle(push, { as: 'sent' })
+      await sleep(windowMs)
+      return push?.token
+    }
+
+    const first = await add(store, one)
+    const second = await add(store, two)
+    await store.remove(two, [second.id])
+    t.same(await settleAll(), token, 'the message of the other was removed')
+    await store.remove(one, [first.id])
+
+    const [mine, others] = [
+      await sessions.open({ connectionId: one, sessionId: 's' }),
+      await sessions.open({ connectionId: two, sessionId: 's' }),
+    ]
+    await add(store, two)
+    await sessions.closeMany([
+      { connectionId: one, epoch: mine.epoch },
+      { connectionId: two, epoch: others.epoch },
+    ])
+    t.same(await settleAll(), token, 'both sessions end, one left messages behind')
+
+    await add(store, one)
+    const failed = await next()
+    await outbox.settle(failed!, { as: 'again', afterMs: 0, failed: true })
+    const empty = await sessions.open({ connectionId: two, sessionId: 's' })
+    await store.removeAll(two, 'did:x')
+    await sessions.close({ connectionId: two, epoch: empty.epoch })
+    t.same(await settleAll(), token, 'the other comes and goes while the push is tried again')
+
+    await add(store, one)
+    await outbox.removeToken(two)
+    t.same(await settleAll(), token, 'the other has its token removed')
+  })
+
+  t.test('of two messages the newer one is removed: the push is for the older', async (t) => {
+    const [connectionId, token] = [newId(), newToken()]
+    await add(store, connectionId, token)
+    const { id } = await add(store, connectionId, token)
+    await store.remove(connectionId, [id])
+    t.same((await next())?.token, token)
+  })
+
+  t.test('a mediatee that came, left and got another message within the window is woken again', async (t) => {
+    const [connectionId, token] = [newId(), newToken()]
+    await add(store, connectionId, token)
+    await outbox.settle((await next())!, { as: 'sent' })
+    const { epoch } = await sessions.open({ connectionId, sessionId: 's' })
+    await sessions.close({ connectionId, epoch })
+    await add(store, connectionId, token)
+    t.same((await next())?.token, token)
+  })
+
+  t.test('when the token of a message is dead, the registered one is woken for it', async (t) => {
+    const [connectionId, stale, registered] = [newId(), newToken(), newToken()]
+    await outbox.setToken(connectionId, registered)
+    await add(store, connectionId, stale)
+    const [push] = await claim()
+    t.same(push!.token, stale)
+    await outbox.settle(push!, { as: 'dead', reason: 'gone' })
+    t.same((await next())?.token, registered)
+  })
+
+  t.test('what comes while a push is sent for the end of a session has its own', async (t) => {
+    const [connectionId, token] = [newId(), newToken()]
+    await outbox.setToken(connectionId, token)
+    const first = await sessions.open({ connectionId, sessionId: 's' })
+    await add(store, connectionId)
+    await sessions.close({ connectionId, epoch: first.epoch })
+    const push = await next()
+    const second = await sessions.open({ connectionId, sessionId: 's' })
+    await add(store, connectionId)
+    await sessions.close({ connectionId, epoch: second.epoch })
+    await outbox.settle(push!, { as: 'sent' })
+    t.same((await next())?.token, token)
+  })
+
+  t.test('an app that registers its token anew at each start is not woken for the same message for ever', async (t) => {
+    const [connectionId, token] = [newId(), newToken()]
+    await outbox.setToken(connectionId, token)
+    await add(store, connectionId)
+    let pushes = 0
+    for (let start = 0; start < 3; start++) {
+      const push = await next(AFTER_SESSION_MS + windowMs)
+      if (push) {
+        pushes++
+        await outbox.settle(push, { as: 'sent' })
+      }
+      const { epoch } = await sessions.open({ connectionId, sessionId: 's' })
+      t.equal(await outbox.removeToken(connectionId), true)
+      await outbox.setToken(connectionId, token)
+      await sessions.close({ connectionId, epoch })
+    }
+    await nothingMore(t, 'no more')
+    t.equal(pushes, 2, 'one when it came, one when it was left behind')
+  })
+
+  t.test('instances that add to the same tokens, in any order, do not wait for each other in a circle', async (t) => {
+    for (let round = 0; round < 15; round++) {
+      const phones = Array.from({ length: 20 }, () => ({ connectionId: newId(), token: newToken() }))
+      const half = phones.slice(0, 10)
+      const results = await Promise.allSettled([
+        ...phones.map(({ connectionId, token }) => add(store, connectionId, token)),
+        ...[...half].reverse().map(({ connectionId, token }) => add(otherStore, connectionId, token)),
+        ...half.map(({ connectionId, token }) => outbox.setToken(connectionId, token)),
+        ...half.map(({ connectionId }) => other.removeToken(connectionId)),
+        claim().then((due) => Promise.all(due.map((push) => outbox.settle(push, { as: 'dead', reason: 'gone' })))),
+      ])
+      t.same(
+        results.flatMap((result) => (result.status === 'rejected' ? [String(result.reason)] : [])),
+        [],
+      )
+    }
   })
 
   t.test('windows that are over are forgotten', async (t) => {

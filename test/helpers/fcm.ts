@@ -28,6 +28,9 @@ export interface Fcm {
   /** How the nth sending to this token (from 1) is answered; by default it is accepted. */
   answer(token: string, answers: (nth: number) => Answer): void
   to(token: string): Sent[]
+  /** Google's token endpoint does not answer the next request. */
+  hangNextAccessToken(): void
+  hangsLeft(): number
   /** Resolves once `count` sendings to the token came. */
   came(token: string, count?: number): Promise<Sent[]>
   /** Settings that turn pushes on, for a service of this process. */
@@ -67,6 +70,7 @@ export async function startFcm(t: Teardown): Promise<Fcm> {
   const sent: Sent[] = []
   const answers = new Map<string, (nth: number) => Answer>()
   const watchers = new Set<() => void>()
+  let hangs = 0
 
   const server = createServer({ key: readFileSync(key), cert: readFileSync(certificate) }, (request, response) => {
     void receive(request, response)
@@ -89,6 +93,7 @@ export async function startFcm(t: Teardown): Promise<Fcm> {
         .writeHead(status, { 'content-type': typeof body === 'string' ? 'text/html' : 'application/json', ...headers })
         .end(typeof body === 'string' ? body : JSON.stringify(body))
     const [, project] = /^\/v1\/projects\/([^/]+)\/messages:send$/.exec(request.url ?? '') ?? []
+    if (project === undefined && hangs > 0) return void hangs--
     if (project === undefined) return void reply(200, { access_token: 'access', expires_in: 3_600, token_type: 'Bearer' })
     const { message } = JSON.parse(text)
     sent.push({ project, token: message.token, message, at: performance.now() })
@@ -112,6 +117,8 @@ export async function startFcm(t: Teardown): Promise<Fcm> {
   return {
     sent,
     to,
+    hangNextAccessToken: () => void (hangs = 1),
+    hangsLeft: () => hangs,
     answer: (token, nth) => void answers.set(token, nth),
     came(token, count = 1) {
       return new Promise((resolve, reject) => {
