@@ -209,6 +209,8 @@ export interface PushOutbox {
 
 /** Hands a wake-up to a push service. A refusal is a value; it throws only for a bug. */
 export interface PushSender {
+  /** By name; the first is the default. */
+  readonly projects: readonly string[]
   /** Says why a token cannot be sent to (type, project), or nothing. */
   refuses(token: PushToken): string | undefined
   /** @returns within the sender's own time-out, and nothing goes out after it did */

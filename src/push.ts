@@ -87,7 +87,9 @@ export function createPush({ outbox, sender, ownerOf, log, now, retryMs, giveUpM
   }
 
   async function claimAll(): Promise<void> {
-    while (!stopped && sending < MAX_SENDING) {
+    // While nobody takes pushes they stay where they are: claiming each only to put it off would cost as much as sending it.
+    const isPaused = () => sender.projects.every((project) => projectOf({ project }).pausedUntil > now())
+    while (!stopped && sending < MAX_SENDING && !isPaused()) {
       const { due, cancelled } = await outbox.claim(MAX_SENDING - sending)
       counts.cancelled += cancelled
       for (const push of due) {
@@ -174,7 +176,7 @@ export function createPush({ outbox, sender, ownerOf, log, now, retryMs, giveUpM
     }
   }
 
-  function projectOf({ project = '' }: PushToken): Project {
+  function projectOf({ project = sender.projects[0]! }: Pick<PushToken, 'project'>): Project {
     const known = projects.get(project) ?? { failures: 0, pausedAt: 0, pausedUntil: 0, isProbing: false }
     projects.set(project, known)
     return known

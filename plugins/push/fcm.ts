@@ -53,7 +53,7 @@ export async function createFcmSender({
   }
   const [defaultName] = apps.keys()
 
-  return { refuses, send, close }
+  return { projects: [...apps.keys()], refuses, send, close }
 
   function refuses({ type, project }: PushToken): string | undefined {
     if (type !== 'fcm') return `There is no push service of type ${JSON.stringify(type.slice(0, 32))} here, only fcm.`
