@@ -56,6 +56,9 @@ async function startPair(t: Test, mediator: Mediator) {
   const goLive = async () => {
     await pickUp('v2') // with a time for it that suits a busy machine; what follows does it again, with 10 s
     await wallet.didcomm.mediationRecipient.initiateMessagePickup(undefined, Strategy.PickUpV2LiveMode)
+    // Live once its mediator knows. What came before that waits to be taken, and what comes after may overtake it.
+    while ((await liveSessions()) === 0) await sleep(20)
+    await pickUp('v2')
   }
   await goLive()
   balancer.prefer(b.port)
@@ -85,7 +88,7 @@ async function startPair(t: Test, mediator: Mediator) {
       const completed = new Promise((resolve) => wallet.events.on('DidCommMessagePickupCompleted', resolve))
       await wallet.didcomm.messagePickup.setLiveDeliveryMode({ connectionId: mediatorId, protocolVersion: 'v2', liveDelivery: false })
       await completed
-      while ((await count('SELECT count(*)::int AS count FROM live_sessions')) > 0) await sleep(20)
+      while ((await liveSessions()) > 0) await sleep(20)
     },
     /** One after the other, each once it was accepted. */
     async send(count: number, everySoOften: (n: number) => unknown = () => {}) {
@@ -110,6 +113,7 @@ async function startPair(t: Test, mediator: Mediator) {
 }
 
 const queued = () => count('SELECT count(*)::int AS count FROM queued_messages')
+const liveSessions = () => count('SELECT count(*)::int AS count FROM live_sessions')
 
 async function count(query: string): Promise<number> {
   const client = new pg.Client(DATABASE_URL)
