@@ -53,11 +53,19 @@ async function startPair(t: Test, mediator: Mediator) {
       awaitCompletion: true,
       awaitCompletionTimeoutMs: 60_000,
     })
+  /** The mediator's answer to going live or not has been dealt with. */
+  const status = (liveDelivery: boolean) =>
+    new Promise<void>((resolve) =>
+      wallet.events.on('DidCommMessageProcessed', ({ payload: { message } }: { payload: { message: { liveDelivery?: boolean } } }) => {
+        if (message.liveDelivery === liveDelivery) resolve()
+      }),
+    )
   const goLive = async () => {
+    const told = status(true)
     await pickUp('v2') // with a time for it that suits a busy machine; what follows does it again, with 10 s
     await wallet.didcomm.mediationRecipient.initiateMessagePickup(undefined, Strategy.PickUpV2LiveMode)
     // Live once its mediator knows. What came before that waits to be taken, and what comes after may overtake it.
-    while ((await liveSessions()) === 0) await sleep(20)
+    await told
     await pickUp('v2')
   }
   await goLive()
@@ -84,10 +92,10 @@ async function startPair(t: Test, mediator: Mediator) {
     },
     async goOffline() {
       await wallet.didcomm.mediationRecipient.stopMessagePickup()
-      // Its status says 0; one that said more would have the wallet ask until nothing is left.
-      const completed = new Promise((resolve) => wallet.events.on('DidCommMessagePickupCompleted', resolve))
+      // Its status says that nothing waits; one that comes later would have the wallet ask until nothing is left.
+      const told = status(false)
       await wallet.didcomm.messagePickup.setLiveDeliveryMode({ connectionId: mediatorId, protocolVersion: 'v2', liveDelivery: false })
-      await completed
+      await told
       while ((await liveSessions()) > 0) await sleep(20)
     },
     /** One after the other, each once it was accepted. */
