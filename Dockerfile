@@ -7,6 +7,8 @@
 FROM node:24-bookworm-slim AS base
 WORKDIR /app
 COPY package.json package-lock.json ./
+# A workspace of the lock file: npm wants to see it. Nothing of it is built or run here.
+COPY packages/client/package.json packages/client/
 
 FROM base AS build
 # No install script is needed to compile or to run, so none gets to run. (The compiler's binary is an optional package.)

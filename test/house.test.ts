@@ -14,6 +14,7 @@ const RULES: Record<string, (target: string) => boolean> = {
   'plugins/': (target) =>
     !target.startsWith('routes/') && !['app.ts', 'server.ts'].includes(target) && !/^(test|bench|examples|docs)\//.test(target),
   'drizzle/': (target) => target.startsWith('drizzle-orm'),
+  'packages/client/src/': (target) => target.startsWith('packages/client/src/') || ['src/contract.ts', 'ws'].includes(target),
   'app.ts': (target) => /^(src|plugins|routes)\//.test(target) || target === 'fastify',
   'server.ts': (target) => /^(src|plugins)\//.test(target) || ['app.ts', 'fastify', 'close-with-grace'].includes(target),
 }
@@ -35,13 +36,23 @@ function importsOf(file: string): string[] {
 }
 
 t.test('imports go in the directions of the house', async (t) => {
-  const files = ['app.ts', 'server.ts', ...['src', 'plugins', 'routes', 'drizzle'].flatMap(sources)]
+  const files = ['app.ts', 'server.ts', ...['src', 'plugins', 'routes', 'drizzle', 'packages/client/src'].flatMap(sources)]
   t.ok(files.length > 25, 'the files are found')
   t.ok(importsOf('app.ts').includes('routes/rpc.ts'), 'imports are understood')
   for (const file of files) {
     const rule = Object.entries(RULES).find(([place]) => file.startsWith(place))![1]
     for (const target of importsOf(file)) t.ok(rule(target), `${file} may import ${target}`)
   }
+})
+
+t.test('the client takes types from the contract, and nothing else of the service', async (t) => {
+  const imports = sources('packages/client/src').flatMap((file) =>
+    readFileSync(join(root, file), 'utf8')
+      .split('\n')
+      .filter((line) => line.includes("'../../../")),
+  )
+  t.ok(imports.length > 0, 'it does')
+  for (const line of imports) t.match(line, /^import type \{.*\} from '\.\.\/\.\.\/\.\.\/src\/contract\.js'$/)
 })
 
 t.test('what is built in is imported as node:', async (t) => {

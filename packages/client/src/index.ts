@@ -1,0 +1,5 @@
+export { createClient, type ClientOptions, type MessagePickupClient } from './client.js'
+export type { MethodName, MethodParams, MethodResult, Methods, Payload, QueuedMessage } from './contract.js'
+export { MessagePickupError, type ClientErrorCode } from './errors.js'
+export type { EventName, Events, Listener } from './events.js'
+export type { OpenSocket, Socket } from './socket.js'
