@@ -1,16 +1,16 @@
 /*
  * Writes docs/benchmarks.md and its charts from what `npm run bench` and `npm run bench:profile` left in bench/results/.
  *
- *   npm run bench:report
+ *   npm run bench:report [-- name]     of bench/results/<name>.json, `full` when absent
  */
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { lineChart, type Series } from './chart.js'
 import { goalsTable } from './goals.js'
 import type { Profile } from './profile.js'
 import { depthTable, factsTable, figure, round, trafficTable, type Results } from './results.js'
 import { FULL } from './scenarios/scenario.js'
 
-const results = JSON.parse(readFileSync('bench/results/full.json', 'utf8')) as Results
+const results = JSON.parse(readFileSync(`bench/results/${process.argv[2] ?? 'full'}.json`, 'utf8')) as Results
 const profile = JSON.parse(readFileSync('bench/results/profile.json', 'utf8')) as Profile
 
 /** What the parts of a profile do. A share over 5 % whose part is not here stops the report. */
@@ -69,27 +69,34 @@ function explain(what: string, share: number): string {
 }
 
 mkdirSync('docs/benchmarks', { recursive: true })
-const charts = {
-  'latency-against-load': lineChart({
+const charts: Record<string, Parameters<typeof lineChart>[0]> = {
+  'latency-against-load': {
     title: 'add: latency against load (open loop)',
     x: 'adds per second',
     y: 'ms from the moment it was due',
     series: [latencySeries('p50'), latencySeries('p90'), latencySeries('p99')],
-  }),
-  'cost-against-table': lineChart({
+  },
+  'cost-against-table': {
     title: 'Time of a call against messages in other queues',
     x: 'messages in the table',
     y: 'times as long as in an empty table',
     series: depthSeries('elsewhere'),
-  }),
-  'cost-against-queue': lineChart({
+  },
+  'cost-against-queue': {
     title: 'Time of a call against messages in its own queue',
     x: 'messages in the queue',
     y: 'times as long as in a queue of 10',
     series: depthSeries('here'),
-  }),
+  },
 }
-for (const [name, svg] of Object.entries(charts)) writeFileSync(`docs/benchmarks/${name}.svg`, svg)
+/** Of a scenario that was not run there is no chart. */
+function chart(name: keyof typeof charts): string {
+  const file = `docs/benchmarks/${name}.svg`
+  rmSync(file, { force: true })
+  if (charts[name]!.series.every(({ points }) => points.length === 0)) return 'Not measured in this run.'
+  writeFileSync(file, lineChart(charts[name]!))
+  return `![${charts[name]!.title}](benchmarks/${name}.svg)`
+}
 
 const profileSections = profile.stages.map(({ stage, busyShare, categories, functions }) => {
   const parts = categories.map(({ what, share }) => [what, percent(share), explain(what, share)])
@@ -127,15 +134,15 @@ CPU is that of the service and Postgres for each message. \`floor\` is a bare @f
 
 ## Latency against load
 
-![latency against load](benchmarks/latency-against-load.svg)
+${chart('latency-against-load')}
 
 Open loop: the next add leaves when it is due, however slow the answers are, and its latency counts from then.
 
 ## Cost against depth
 
-![cost against messages in the table](benchmarks/cost-against-table.svg)
+${chart('cost-against-table')}
 
-![cost against messages in the queue](benchmarks/cost-against-queue.svg)
+${chart('cost-against-queue')}
 
 ${markdown(depthTable(results))}
 

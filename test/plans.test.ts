@@ -114,7 +114,7 @@ function queueCases(): Case[] {
     add('take of 10, deleted, in a live session', statements.takeDeleted.text, ofTen, { rows: 10, reads: 20, given: live })
     add('count', statements.count.text, [null, TTL], { rows: 1, reads: depth })
     add('count in a live session', statements.count.text, [DID, TTL], { rows: 1, reads: depth, given: live })
-    add('remove of 10', statements.remove.text, [seqsOf(queue, 10), Array(10).fill(0)], { rows: 10, reads: 10 })
+
     add('remove of all for a DID', statements.removeAll.text, [DID], { rows: depth, reads: depth })
     add('depth', statements.depth.text, [], { rows: 1, reads: depth })
     const claimed = [EPOCH, TTL, 50, 1_048_576, true, 30_000]
@@ -152,6 +152,14 @@ function queueCases(): Case[] {
     values: [...added(news, keys), ...tokens],
     rows: 25,
     reads: 0,
+  })
+  const acked = [DEEP, SHALLOW].flatMap((queue) => seqsOf(queue, 10).map((seq) => ({ queue, seq })))
+  all.push({
+    title: 'remove of 10 from each of two queues',
+    text: statements.remove.text,
+    values: [acked.map(({ queue }) => queue), acked.map(({ seq }) => seq), acked.map(() => 0)],
+    rows: 20,
+    reads: 20,
   })
   const dueHashes = Array.from({ length: 50 }, (_, i) => `hash ${i}`)
   all.push({ title: 'claim of 50 pushes', text: outboxStatements.claim.text, values: [50, 1, 1_000], rows: 50, reads: 50 })

@@ -1,5 +1,5 @@
 import pg from 'pg'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { migrateDatabase } from '../plugins/storage/migrate.js'
 import { createPostgresOutbox } from '../plugins/storage/postgres-outbox.js'
 import { createPostgresSessions } from '../plugins/storage/postgres-sessions.js'
@@ -10,6 +10,14 @@ import { storeContract } from './contracts/store.js'
 import { testDatabase } from './helpers/service.js'
 
 const log = { debug() {}, info() {}, warn() {}, error() {} }
+
+/** Its connections may be on their way out when the database is dropped, and are told so. */
+function openPool(t: Test, options: pg.PoolConfig): pg.Pool {
+  const pool = new pg.Pool(options)
+  pool.on('error', () => {})
+  t.teardown(() => pool.end())
+  return pool
+}
 
 /** What an operator beyond one Postgres would do: the same tables, in hash partitions by the column that every query is keyed by. */
 const PARTITIONED = ['queued_messages', 'live_sessions']
@@ -42,8 +50,7 @@ for (const [name, change, pushes] of [
     const { rows } = await admin.query<{ kind: string }>("SELECT relkind AS kind FROM pg_class WHERE relname = 'queued_messages'")
     t.equal(rows[0]!.kind, change ? 'p' : 'r')
     await admin.end()
-    const pool = new pg.Pool({ connectionString, max: 20 })
-    t.teardown(() => pool.end())
+    const pool = openPool(t, { connectionString, max: 20 })
     const query = createQuery(pool)
     const newStore = (messageTtlSeconds: number) => createPostgresStore({ query, messageTtlSeconds, pushes })
     const sessions = createPostgresSessions({ pool, query, pushWindowMs: pushes ? 5_000 : undefined })
@@ -55,8 +62,7 @@ for (const [name, change, pushes] of [
 t.test('the push outbox on Postgres keeps its contract', async (t) => {
   const connectionString = await testDatabase(t)
   await migrateDatabase({ connectionString }, { apply: true, log })
-  const pool = new pg.Pool({ connectionString, max: 20 })
-  t.teardown(() => pool.end())
+  const pool = openPool(t, { connectionString, max: 20 })
   const query = createQuery(pool)
   const [windowMs, claimMs] = [300, 1_500]
   const newStore = () => createPostgresStore({ query, messageTtlSeconds: 0, pushes: true })
@@ -94,8 +100,7 @@ t.test('a role without DDL rights can run the service on a migrated database, an
   await admin.query(`GRANT USAGE ON SCHEMA drizzle TO ${role}; GRANT SELECT ON ALL TABLES IN SCHEMA drizzle TO ${role};
     GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ${role}; GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO ${role}`)
   await migrateDatabase(asRole, { apply: true, log })
-  const pool = new pg.Pool({ ...asRole, max: 2 })
-  t.teardown(() => pool.end())
+  const pool = openPool(t, { ...asRole, max: 2 })
   const store = createPostgresStore({ query: createQuery(pool), messageTtlSeconds: 0, pushes: false })
   const { id } = await store.add({ connectionId: 'c', recipientDids: ['did:x'], payload: '{}' as never, payloadBytes: 2 })
   await store.remove('c', [id])

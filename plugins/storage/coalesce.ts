@@ -35,7 +35,7 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
   return (item) =>
     new Promise((resolve, reject) => {
       if (waitingBytes + bytes(item) > maxWaitingBytes) {
-        reject(new CallError('overloaded', 'Too much is waiting to be stored. Nothing was stored; try again later.'))
+        reject(new CallError('overloaded', 'Too much is waiting for the store. Nothing was done; try again later.'))
         return
       }
       waitingBytes += bytes(item)
@@ -74,7 +74,7 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
       const next = waiting[taken++]!
       waitingBytes -= bytes(next.item)
       if (now - next.since > maxWaitMs) {
-        next.reject(new CallError('timeout', 'Waited too long to be stored. Nothing was stored; try again.'))
+        next.reject(new CallError('timeout', 'Waited too long for the store. Nothing was done; try again.'))
         continue
       }
       batch.push(next)
