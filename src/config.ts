@@ -144,7 +144,7 @@ const settings = {
     minimum: 0,
     maximum: 3_600_000,
     description:
-      'Between two pushes to one device lies at least this time (milliseconds). After the end of a live session as long is waited.',
+      'Between two pushes to one device lies at least this time (milliseconds). After the end of a live session as long is waited, and at least 1.5 s.',
   }),
   PUSH_TIMEOUT_MS: Type.Integer({
     default: 10_000,
