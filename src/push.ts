@@ -110,11 +110,12 @@ export function createPush({ outbox, sender, ownerOf, log, now, retryMs, giveUpM
 
   /** A message with a token that nobody here can send to is stored like any other: the mail counts more than the push. */
   function usable(token: PushToken | undefined): PushToken | undefined {
-    const refusal = token && sender.refuses(token)
+    const refusal = token && refuses(token)
     if (refusal === undefined) return token
-    if (!refusals.has(refusal) && refusals.size < MAX_REFUSALS)
+    if (!refusals.has(refusal) && refusals.size < MAX_REFUSALS) {
+      refusals.add(refusal)
       log.warn({ reason: refusal }, 'push tokens that come with messages are ignored')
-    if (refusals.size < MAX_REFUSALS) refusals.add(refusal)
+    }
     return undefined
   }
 
@@ -184,7 +185,7 @@ export function createPush({ outbox, sender, ownerOf, log, now, retryMs, giveUpM
 
   /** [spec: sendPushNotification] One attempt to wake the device. What comes of it is a value, counted and logged by `conclude`. */
   async function sendPushNotification(token: PushToken, connectionId: string): Promise<PushOutcome> {
-    const refusal = sender.refuses(token)
+    const refusal = refuses(token)
     // Another instance may have it in its configuration already.
     return refusal === undefined ? sender.send(token, connectionId) : { kind: 'failed', reason: refusal, everybody: false }
   }

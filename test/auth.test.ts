@@ -1,28 +1,13 @@
-import { createHash } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { writeFileSync } from 'node:fs'
 import { request } from 'node:http'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import pg from 'pg'
-import t, { type Test } from 'tap'
+import t from 'tap'
 import { readConfig } from '../src/config.js'
 import { createContract, type Operation, type OperationName } from '../src/contract.js'
 import { errorTable, type ErrorName } from '../src/errors.js'
+import { basic, bearer, secret, temporaryFile } from './helpers/keys.js'
 import { connect, message, newConnectionId, startService, type Service } from './helpers/service.js'
-
-const secret = (name: string) => createHash('sha256').update(name).digest('hex')
-const bearer = (name: string) => ({ authorization: `Bearer ${secret(name)}` })
-const basic = (name: string, password = secret(name)) => ({
-  authorization: `Basic ${Buffer.from(`${name}:${password}`).toString('base64')}`,
-})
-
-function temporaryFile(t: Pick<Test, 'teardown'>, text: string): string {
-  const folder = mkdtempSync(join(tmpdir(), 'mpr-keys-'))
-  t.teardown(() => rmSync(folder, { recursive: true }))
-  writeFileSync(join(folder, 'keys'), text)
-  return join(folder, 'keys')
-}
 
 async function rest({ url }: Service, verb: string, path: string, body?: unknown, headers: Record<string, string> = {}) {
   const response = await fetch(url + path, {

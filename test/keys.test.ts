@@ -1,27 +1,13 @@
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import t, { type Test } from 'tap'
+import { writeFileSync } from 'node:fs'
+import t from 'tap'
 import { findKey, isAllowedOrigin, isKnownHost, isLoopback, parseApiKeys } from '../src/access.js'
 import { readConfig } from '../src/config.js'
 import { createRateLimit } from '../src/rate-limit.js'
+import { basic, bearer, secret, temporaryFile } from './helpers/keys.js'
 import { startServer } from './helpers/process.js'
 import { connect, testDatabase } from './helpers/service.js'
-
-const secret = (name: string) => createHash('sha256').update(name).digest('hex')
-const bearer = (name: string) => ({ authorization: `Bearer ${secret(name)}` })
-const basic = (name: string, password = secret(name)) => ({
-  authorization: `Basic ${Buffer.from(`${name}:${password}`).toString('base64')}`,
-})
-
-function temporaryFile(t: Pick<Test, 'teardown'>, text: string): string {
-  const folder = mkdtempSync(join(tmpdir(), 'mpr-keys-'))
-  t.teardown(() => rmSync(folder, { recursive: true }))
-  writeFileSync(join(folder, 'keys'), text)
-  return join(folder, 'keys')
-}
 
 function faults(environment: Record<string, string>): string {
   try {

@@ -1,12 +1,12 @@
 import { createHmac } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import pg from 'pg'
 import t, { type Test } from 'tap'
 import { readCredentials } from '../plugins/push/credentials.js'
 import { parseRetryAfter } from '../plugins/push/fcm.js'
 import { tryPush } from '../plugins/push/try.js'
 import { readConfig } from '../src/config.js'
 import { ACCEPTED, refusal, startFcm, UNREGISTERED, type Answer } from './helpers/fcm.js'
+import { onDatabase as queryOn } from './helpers/postgres.js'
 import { startServer } from './helpers/process.js'
 import { connect, DID, message, newConnectionId, startService, testDatabase, type Service } from './helpers/service.js'
 
@@ -28,15 +28,7 @@ const withToken = (connectionId: string, token: string, n = 0) =>
 /** Longer than the window and the poll that ends it: a second push would have come by then. */
 const untilQuiet = () => sleep(WINDOW_MS + 1_700)
 
-async function onDatabase(statement: string, url = databaseUrl): Promise<Record<string, unknown>[]> {
-  const client = new pg.Client(url)
-  await client.connect()
-  try {
-    return (await client.query<Record<string, unknown>>(statement)).rows
-  } finally {
-    await client.end()
-  }
-}
+const onDatabase = (statement: string, url = databaseUrl) => queryOn(url, statement)
 
 const until = async (test: () => Promise<boolean> | boolean, what: string) => {
   for (const deadline = Date.now() + 15_000; !(await test()); await sleep(20))

@@ -89,26 +89,29 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
   }
 
   async function addPlain(messages: NewMessage[]): Promise<Added[]> {
-    if (!pushes) return (await query<[string]>(addStatements.add, values(messages))).map(([seq]) => ({ id: formatId(seq, tag) }))
-    const hashes = hashesOf(messages)
-    const rows = await query<AddedRow>(addStatements.addPushing, [...values(messages), ...tokenValues(messages, hashes)])
-    return rows.map((row, i) => added(row, hashes[i]!))
+    const rows = await insert(messages, pushes ? addStatements.addPushing : addStatements.add)
+    return rows.map((row, i) => toAdded(row, messages[i]!))
   }
 
   async function addKeyed(messages: NewMessage[]): Promise<Added[]> {
-    const hashes = pushes ? hashesOf(messages) : []
-    const rows = pushes
-      ? await query<AddedRow>(addStatements.addKeyedPushing, [...values(messages), ...tokenValues(messages, hashes)])
-      : await query<AddedRow>(addStatements.addKeyed, values(messages))
+    const rows = await insertUnlessKnown(messages)
     // Rows come back in the order in which they were written, without those whose key was there already.
     let next = 0
-    const results: (Added | undefined)[] = messages.map(({ connectionId, idempotencyKey = null }, i) => {
+    const results = messages.map((message) => {
       const row = rows[next]
-      if (row?.[1] !== connectionId || row[2] !== idempotencyKey) return undefined
+      if (row?.[1] !== message.connectionId || row[2] !== (message.idempotencyKey ?? null)) return undefined
       next++
-      return added(row, hashes[i] ?? null)
+      return toAdded(row, message)
     })
     return Promise.all(messages.map(async (message, i) => results[i] ?? (await addedBefore(message))))
+  }
+
+  function insertUnlessKnown(messages: NewMessage[]): Promise<AddedRow[]> {
+    return insert(messages, pushes ? addStatements.addKeyedPushing : addStatements.addKeyed)
+  }
+
+  function insert(messages: NewMessage[], statement: Statement): Promise<AddedRow[]> {
+    return query<AddedRow>(statement, pushes ? [...values(messages), ...tokenValues(messages)] : values(messages))
   }
 
   async function addedBefore(message: NewMessage): Promise<Added> {
@@ -116,11 +119,8 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
       const first = await idOfKey(message.connectionId, message.idempotencyKey!)
       if (first !== undefined) return { id: first }
       // Removed since: its key is free again.
-      const hashes = pushes ? hashesOf([message]) : []
-      const [row] = pushes
-        ? await query<AddedRow>(addStatements.addKeyedPushing, [...values([message]), ...tokenValues([message], hashes)])
-        : await query<AddedRow>(addStatements.addKeyed, values([message]))
-      if (row) return added(row, hashes[0] ?? null)
+      const [row] = await insertUnlessKnown([message])
+      if (row) return toAdded(row, message)
     }
   }
 
@@ -129,9 +129,9 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
     return first && formatId(...first)
   }
 
-  function added([seq, , , isPushOwed = false, deadTokens]: AddedRow, hash: string | null): Added {
+  function toAdded([seq, , , isPushOwed = false, deadTokens]: AddedRow, { pushToken }: NewMessage): Added {
     const id = formatId(seq, tag)
-    if (hash !== null && deadTokens?.includes(hash)) return { id, push: 'token is dead' }
+    if (deadTokens && pushToken && deadTokens.includes(hashOf(pushToken))) return { id, push: 'token is dead' }
     return isPushOwed ? { id, push: 'owed' } : { id }
   }
 
@@ -148,14 +148,10 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
   }
 }
 
-function hashesOf(messages: NewMessage[]): (string | null)[] {
-  return messages.map(({ pushToken }) => (pushToken ? hashOf(pushToken) : null))
-}
-
-function tokenValues(messages: NewMessage[], hashes: (string | null)[]): unknown[] {
+function tokenValues(messages: NewMessage[]): unknown[] {
   const tokens = messages.map(({ pushToken }) => pushToken)
   return [
-    hashes,
+    tokens.map((token) => (token ? hashOf(token) : null)),
     tokens.map((token) => token?.type ?? null),
     tokens.map((token) => token && (token.project ?? '')),
     tokens.map((token) => token?.token ?? null),

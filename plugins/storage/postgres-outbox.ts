@@ -154,7 +154,7 @@ export interface PostgresOutboxOptions {
   claimMs: number
 }
 
-/** The push outbox on Postgres, beside the queue. Keeping it is for adding and ending sessions, see owing.ts. */
+/** The push outbox on Postgres, beside the queue. What is owed is written by adding and by the end of sessions, see owing.ts. */
 export function createPostgresOutbox({ pool, query: queryNow, windowMs, claimMs }: PostgresOutboxOptions): PushOutbox {
   const db = drizzle(pool)
   const query = inTurn(queryNow, MAX_STATEMENTS)
@@ -253,6 +253,7 @@ export function createPostgresOutbox({ pool, query: queryNow, windowMs, claimMs 
   }
 }
 
+/** At most `width` statements at a time; the others wait for their turn. */
 function inTurn(query: Query, width: number): Query {
   let running = 0
   const waiting: (() => void)[] = []

@@ -1,8 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import pg from 'pg'
 import t from 'tap'
 import { memoryOf } from '../../bench/measure.js'
 import { ACCEPTED, startFcm, UNREGISTERED } from '../helpers/fcm.js'
+import { onDatabase } from '../helpers/postgres.js'
 import { startServer } from '../helpers/process.js'
 import { connect, message, newConnectionId, startService, testDatabase } from '../helpers/service.js'
 
@@ -18,16 +18,6 @@ let tokens = 0
 const newToken = () => `registration-token-${++tokens}`
 const withToken = (connectionId: string, token: string) => message(connectionId, 0, { pushNotificationToken: { type: 'fcm', token } })
 const untilQuiet = () => sleep(WINDOW_MS + 1_700)
-
-async function onDatabase(url: string, statement: string): Promise<Record<string, unknown>[]> {
-  const client = new pg.Client(url)
-  await client.connect()
-  try {
-    return (await client.query<Record<string, unknown>>(statement)).rows
-  } finally {
-    await client.end()
-  }
-}
 
 t.test('a push owed by an instance that was killed while it sent is sent by the next one', async (t) => {
   const [token, connectionId] = [newToken(), newConnectionId()]

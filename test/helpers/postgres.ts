@@ -32,18 +32,19 @@ export async function startTestPostgres(): Promise<TestPostgres> {
 /** A database of its own, empty and not migrated. */
 export async function createDatabase(server: string): Promise<{ url: string; drop(): Promise<void> }> {
   const name = `test_${randomUUID().replaceAll('-', '')}`
-  await asAdmin(server, `CREATE DATABASE ${name}`)
+  await onDatabase(server, `CREATE DATABASE ${name}`)
   return {
     url: server.replace(/\/[^/?]*(\?|$)/, `/${name}$1`),
-    drop: () => asAdmin(server, `DROP DATABASE IF EXISTS ${name} WITH (FORCE)`),
+    drop: async () => void (await onDatabase(server, `DROP DATABASE IF EXISTS ${name} WITH (FORCE)`)),
   }
 }
 
-async function asAdmin(server: string, statement: string): Promise<void> {
-  const client = new pg.Client(server)
+/** Runs one statement on a connection of its own. */
+export async function onDatabase(url: string, statement: string): Promise<Record<string, unknown>[]> {
+  const client = new pg.Client(url)
   await client.connect()
   try {
-    await client.query(statement)
+    return (await client.query<Record<string, unknown>>(statement)).rows
   } finally {
     await client.end()
   }
