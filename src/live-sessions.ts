@@ -1,5 +1,6 @@
 import { stringifyMessages } from './contract.js'
-import type { Clock, Log, MessageStore, PubSub, SessionDirectory } from './ports.js'
+import { toCallError, type ErrorName } from './errors.js'
+import type { Added, Clock, DeliverableMessage, Log, MessageStore, NewMessage, PubSub, SessionDirectory } from './ports.js'
 
 /**
  * The live sessions whose sockets are on this instance: who owns what, and what each may still be sent.
@@ -13,8 +14,11 @@ import type { Clock, Log, MessageStore, PubSub, SessionDirectory } from './ports
  *   over      removed, displaced by a larger epoch, or its socket closed; what a late claim still brings is dropped,
  *             because its marks belong to an epoch that is no longer current
  *
- * A hint only says "look": what is delivered, and that a session ended or was displaced on another instance, is what the
- * store answers to the claim that follows. So a forged or stale hint causes one read.
+ * What is delivered comes about in two ways. A message that is added on this very instance, to a session which was given all that came
+ * before, is marked by its insert and sent from memory: no second statement reads and writes it. Everything else, what other instances
+ * add above all, is claimed: a hint only says "look", and what is delivered, and that a session ended or was displaced on another
+ * instance, is what the store answers to the claim that follows. So a forged or stale hint causes one read. The two take turns, for the
+ * order's sake: while something is wanted from the store no add is offered to the session, and while one is no claim begins.
  *
  * A socket remembers the epoch of each session that it opened even when that one was displaced: its late remove names
  * that epoch to the directory, finds nothing, and changes nothing.
@@ -27,6 +31,8 @@ const WINDOW_BYTES = 1024 * 1024
 const WINDOW_LEASE_MS = 30_000
 // A socket that has this much unsent is not given more until it drains.
 const MAX_BUFFERED_BYTES = 1024 * 1024
+// With these an add has surely not claimed its message.
+const NOTHING_DONE = new Set<ErrorName>(['overloaded', 'invalid_params'])
 // Sessions ended by one statement, so that it stays far from the statement timeout.
 const RELEASE_BATCH = 1_000
 /** How long a session without a socket lasts unless renewed. */
@@ -50,6 +56,15 @@ interface Session {
   /** Sent and not yet removed, oldest first. */
   readonly window: Map<string, { bytes: number; until: number }>
   windowBytes: number
+  /** The last message that it was given; an insert looks from there on. */
+  lastId: string | undefined
+  /** Adds under way that may claim their message for it. They count against the window. */
+  offers: number
+  offeredBytes: number
+  /** One of them failed, and perhaps only its answer was lost. */
+  isUnsure: boolean
+  /** Claimed by adds, to be sent at the end of this turn of the event loop. */
+  readonly unsent: DeliverableMessage[]
   /** Something may wait in the store that this session was not sent. */
   wanted: boolean
   /** It was tick() that found out. */
@@ -84,7 +99,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   let failures = 0
   let lastFailure: unknown
 
-  return { add, remove, isLive, ownerOf, announce, socketClosed, removed, tick, closeAll, stats }
+  return { add, remove, isLive, ownerOf, adding, socketClosed, removed, tick, closeAll, stats }
 
   /** [spec: addLiveSession] Subscribe first, so that nothing which arrives after the answer can be missed. */
   async function add(connectionId: string, sessionId: string, socket: Socket | undefined): Promise<boolean> {
@@ -119,6 +134,11 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
       unsubscribe,
       window: new Map(),
       windowBytes: 0,
+      lastId: undefined,
+      offers: 0,
+      offeredBytes: 0,
+      isUnsure: false,
+      unsent: [],
       wanted: arrived,
       isRescue: false,
       delivering: false,
@@ -164,7 +184,62 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     return true
   }
 
-  /** A message was committed for the connection. Whoever holds its live session is told; nobody waits for that. */
+  /**
+   * Runs the add of a message. Then whoever holds the connection's live session is given it, or told to look for it; nobody waits for that.
+   * @throws what `add` throws
+   */
+  async function adding(message: NewMessage, add: (message: NewMessage) => Promise<Added>): Promise<Added> {
+    const session = open.get(message.connectionId)
+    if (session && canBeOffered(session, message.payloadBytes)) return offering(session, message, add)
+    const added = await add(message)
+    announce(message.connectionId)
+    return added
+  }
+
+  async function offering(session: Session, message: NewMessage, add: (message: NewMessage) => Promise<Added>): Promise<Added> {
+    const { connectionId, payload, payloadBytes } = message
+    const until = now() + (leaseMs || WINDOW_LEASE_MS)
+    session.offers++
+    session.offeredBytes += payloadBytes
+    try {
+      const added = await add({ ...message, claimFor: { epoch: session.epoch, after: session.lastId, leaseMs } })
+      if (!added.claimed || !isOpen(session)) {
+        announce(connectionId) // for a session that is newer than ours it is not in flight
+      } else {
+        enterWindow(session, added.id, payloadBytes, until)
+        sendSoon(session, { id: added.id, receivedAt: added.claimed.receivedAt, encryptedMessage: payload, payloadBytes, deliveries: 1 })
+      }
+      return added
+    } catch (error) {
+      if (!NOTHING_DONE.has(toCallError(error).code)) {
+        session.isUnsure = true
+        announce(connectionId)
+      }
+      throw error
+    } finally {
+      session.offers--
+      session.offeredBytes -= payloadBytes
+      deliver(session)
+    }
+  }
+
+  function canBeOffered(session: Session, bytes: number): boolean {
+    const { wanted, delivering, window, windowBytes, offers, offeredBytes } = session
+    if (wanted || delivering || !isOpen(session) || !hasRoom(session)) return false
+    return windowBytes + offeredBytes + bytes <= WINDOW_BYTES || window.size + offers === 0 // a larger one goes alone
+  }
+
+  /** Many adds end in one turn of the event loop, when the store writes them together: they go in one frame. */
+  function sendSoon(session: Session, message: DeliverableMessage): void {
+    if (session.unsent.push(message) > 1) return
+    process.nextTick(() => {
+      const messages = session.unsent.splice(0)
+      if (isOpen(session)) send(session, messages)
+      else announce(session.connectionId) // for a new session they are not in flight
+    })
+  }
+
+  /** A message was committed for the connection. */
   function announce(connectionId: string): void {
     // A session whose owner is here is served without the bus.
     if (open.has(connectionId)) wake(connectionId)
@@ -251,7 +326,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   }
 
   function deliver(session: Session): void {
-    if (session.delivering || !session.wanted) return
+    if (session.delivering || !session.wanted || session.offers > 0) return
     session.delivering = true
     // Nothing is lost: `wanted` is still set, and the next hint, removal or tick tries again.
     deliverAll(session).catch((err: unknown) => {
@@ -261,7 +336,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   }
 
   async function deliverAll(session: Session): Promise<void> {
-    const { connectionId, socket, window } = session
+    const { connectionId } = session
     try {
       while (session.wanted && isOpen(session) && hasRoom(session)) {
         const until = now() + (leaseMs || WINDOW_LEASE_MS)
@@ -275,13 +350,9 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
           return
         }
         if (messages.length > 0) {
-          for (const { id, payloadBytes } of messages) {
-            leaveWindow(session, id) // delivered again: its lease ran out a moment ago
-            window.set(id, { bytes: payloadBytes, until })
-            session.windowBytes += payloadBytes
-          }
+          for (const { id, payloadBytes } of messages) enterWindow(session, id, payloadBytes, until)
           if (session.isRescue) rescued += messages.length
-          socket.send(messagesReceived(connectionId, messages), () => deliver(session))
+          send(session, messages)
           if (messages.some(({ deliveries }) => deliveries === 2)) onOverdue?.(connectionId)
         }
         session.isRescue = false
@@ -294,28 +365,42 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   }
 
   async function claim(session: Session) {
-    const { connectionId, epoch, window, windowBytes } = session
+    const { connectionId, epoch, window, windowBytes, isUnsure } = session
     try {
-      return await store.claim({
+      const claimed = await store.claim({
         connectionId,
         epoch,
         limit: WINDOW_MESSAGES - window.size,
         limitBytes: WINDOW_BYTES - windowBytes,
         alone: window.size === 0,
         leaseMs,
+        sent: isUnsure ? [...window.keys()] : undefined,
       })
+      session.isUnsure = false // no offer is made while a claim is under way
+      return claimed
     } catch (error) {
       session.wanted = true
       throw error
     }
   }
 
+  function send(session: Session, messages: readonly DeliverableMessage[]): void {
+    session.lastId = messages.at(-1)?.id
+    session.socket.send(messagesReceived(session.connectionId, messages), () => deliver(session))
+  }
+
   function isOpen(session: Session): boolean {
     return open.get(session.connectionId) === session && session.socket.isOpen
   }
 
-  function hasRoom({ window, windowBytes, socket }: Session): boolean {
-    return window.size < WINDOW_MESSAGES && windowBytes < WINDOW_BYTES && socket.bufferedBytes < MAX_BUFFERED_BYTES
+  function hasRoom({ window, windowBytes, offers, offeredBytes, socket }: Session): boolean {
+    return window.size + offers < WINDOW_MESSAGES && windowBytes + offeredBytes < WINDOW_BYTES && socket.bufferedBytes < MAX_BUFFERED_BYTES
+  }
+
+  function enterWindow(session: Session, id: string, bytes: number, until: number): void {
+    leaveWindow(session, id) // delivered again: its lease ran out a moment ago
+    session.window.set(id, { bytes, until })
+    session.windowBytes += bytes
   }
 
   function leaveWindow(session: Session, id: string): void {

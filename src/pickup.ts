@@ -46,7 +46,7 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
       const pushToken = push?.usable(pushNotificationToken ?? (token === undefined ? undefined : { type: 'fcm', token }))
       const message = { connectionId, recipientDids, payload, payloadBytes, receivedAt, idempotencyKey, pushToken }
       const added = await quota
-        .run(connectionId, payloadBytes, () => store.add(message))
+        .run(connectionId, payloadBytes, () => liveSessions.adding(message, store.add))
         .catch(async (error: unknown) => {
           // Repeated because its answer was lost: it takes no more room.
           const isFull = error instanceof CallError && error.code === 'quota_exceeded'
@@ -54,7 +54,6 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
           if (first === undefined) throw error
           return { id: first, push: undefined }
         })
-      liveSessions.announce(connectionId)
       push?.added(connectionId, socket, pushToken, added.push)
       return added.id
     },

@@ -15,12 +15,16 @@ export interface NewMessage {
   idempotencyKey?: string
   /** Wakes the mediatee when it has no live session. */
   pushToken?: PushToken
+  /** The live session that it could be delivered in at once, and the last message that this one was given. */
+  claimFor?: { epoch: number; after: string | undefined; leaseMs: number }
 }
 
 export interface Added {
   id: string
   /** When pushes are on: one is owed to it, or to a message that was stored together with it; or the token that came with it is dead. */
   push?: 'owed' | 'token is dead'
+  /** It is marked as pushed in the session of `claimFor`, whose owner has to send it now. */
+  claimed?: { receivedAt: string }
 }
 
 export interface StoredMessage {
@@ -57,6 +61,8 @@ export interface Claim {
   /** A message larger than `limitBytes` may be claimed, by itself. */
   alone: boolean
   leaseMs: number
+  /** When an add failed that may have claimed: the ids that are sent and not removed. What else is marked as pushed once was never sent. */
+  sent?: readonly string[]
 }
 
 /**
@@ -71,7 +77,8 @@ export interface Claim {
 export interface MessageStore {
   /**
    * With an `idempotencyKey` seen before on this connection, the id is that of the first message. When pushes are on and the
-   * connection has no live session, the push that is owed is committed with the message.
+   * connection has no live session, the push that is owed is committed with the message. With `claimFor` it is claimed as by `claim`,
+   * if that session is the current one and was given all that came before.
    */
   add(message: NewMessage): Promise<Added>
   /** The id of the message with this idempotencyKey, if it is still there. */

@@ -2,7 +2,10 @@ import { once } from 'node:events'
 import pg from 'pg'
 import t from 'tap'
 import { createInProcessPubSub } from '../plugins/pubsub/in-process.js'
+import { CallError } from '../src/errors.js'
+import type { JsonText } from '../src/json.js'
 import { createLiveSessions } from '../src/live-sessions.js'
+import type { MessageStore } from '../src/ports.js'
 import { DID, connect, message, newConnectionId, startService, type TestSocket } from './helpers/service.js'
 
 const service = await startService(t)
@@ -289,3 +292,90 @@ t.test('thousands of sockets that close together end their sessions in a few sta
   t.equal(ended, 5_000, 'each once')
   t.ok(statements <= 6, `${statements} statements`)
 })
+
+t.test('a message whose add was committed, although its answer was lost, is delivered at once', async (t) => {
+  const { connectionId, adding, store, socket } = await heldHere()
+  await adding('1', store.add)
+  await t.rejects(
+    adding('2', async (message) => {
+      t.ok((await store.add(message)).claimed)
+      throw new Error('the connection to the database was lost')
+    }),
+  )
+  await socket.until(2)
+  t.same(socket.texts(), ['1', '2'])
+  t.equal(await store.count(connectionId), 0)
+})
+
+t.test('an add that is refused leaves the next one to be sent from memory', async (t) => {
+  const { adding, store, socket } = await heldHere()
+  const refused = new CallError('overloaded', 'not now')
+  await t.rejects(
+    adding('1', () => Promise.reject(refused)),
+    refused,
+  )
+  t.ok((await adding('2', store.add)).claimed)
+  await socket.until(1)
+})
+
+t.test('what an add claimed for a session that was displaced meanwhile goes to the new one', async (t) => {
+  const { connectionId, liveSessions, adding, store, socket } = await heldHere()
+  const newer = collecting()
+  await adding('1', async (message) => {
+    const added = await store.add(message)
+    t.ok(added.claimed)
+    await liveSessions.add(connectionId, 'newer', newer)
+    return added
+  })
+  await adding('2', store.add)
+  await newer.until(1)
+  t.same(newer.texts(), ['2'], 'the first is backlog for it, which it asks for')
+  t.same(socket.texts(), [])
+  t.equal(await store.count(connectionId), 1)
+})
+
+t.test('adds that end together go in one frame, in order', async (t) => {
+  const { adding, store, socket } = await heldHere()
+  await Promise.all(range(1, 20).map((n) => adding(String(n), store.add)))
+  await socket.until(20)
+  t.same(socket.texts(), range(1, 20).map(String))
+  t.ok(socket.frames.length < 5, `${socket.frames.length} frames`)
+})
+
+/** A live session in an instance of which only this part exists, on the store of the service. */
+async function heldHere() {
+  const { store, sessions: directory, pubsub } = service.inside
+  const log = { debug() {}, info() {}, warn() {}, error() {} }
+  const liveSessions = createLiveSessions({ store, directory, pubsub, log, now: () => performance.now(), leaseMs: 30_000 })
+  const connectionId = newConnectionId()
+  const socket = collecting()
+  await liveSessions.add(connectionId, 's', socket)
+  const adding = (text: string, add: MessageStore['add']) => {
+    const payload = JSON.stringify({ text }) as JsonText
+    return liveSessions.adding({ connectionId, recipientDids: [DID], payload, payloadBytes: payload.length }, add)
+  }
+  return { connectionId, liveSessions, adding, store, socket }
+}
+
+function collecting() {
+  const frames: { params: { messages: { encryptedMessage: { text: string } }[] } }[] = []
+  const texts = () => frames.flatMap(({ params }) => params.messages.map(({ encryptedMessage }) => encryptedMessage.text))
+  let look = () => {}
+  return {
+    id: 'collecting',
+    isOpen: true,
+    bufferedBytes: 0,
+    frames,
+    texts,
+    send(text: string) {
+      const frame = JSON.parse(text)
+      if (frame.method === 'messagesReceived') frames.push(frame)
+      look()
+    },
+    until: (count: number) =>
+      new Promise<void>((resolve) => {
+        look = () => texts().length >= count && resolve()
+        look()
+      }),
+  }
+}

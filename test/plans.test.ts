@@ -117,14 +117,14 @@ function queueCases(): Case[] {
 
     add('remove of all for a DID', statements.removeAll.text, [DID], { rows: depth, reads: depth })
     add('depth', statements.depth.text, [], { rows: 1, reads: depth })
-    const claimed = [EPOCH, TTL, 50, 1_048_576, true, 30_000]
+    const claimed = [EPOCH, TTL, 50, 1_048_576, true, 30_000, null]
     add('claim of 50', statements.claim.text, claimed, { rows: 50, reads: 101, given: live })
     add('claim of nothing new', statements.claim.text, claimed, { rows: 1, reads: 0, given: LIVE(queue, MESSAGES) })
     add('claim for a session that is over', statements.claim.text, claimed, { rows: 1, reads: 0 })
   }
   all.push({ title: 'by key', text: statements.byKey.text, values: [DEEP, 'key 500000'], rows: 1, reads: 1 })
 
-  const added = (connections: string[], keys: (string | null)[]) => [
+  const added = (connections: string[], keys: (string | null)[], epoch: number | null = null) => [
     connections,
     connections.map(() => `{"${DID}"}`),
     connections.map(() => '{}'),
@@ -132,11 +132,22 @@ function queueCases(): Case[] {
     connections.map(() => null),
     keys,
     0,
+    connections.map(() => epoch),
+    connections.map(() => MESSAGES),
+    30_000,
   ]
   const news = Array.from({ length: 50 }, (_, i) => (i % 2 ? DEEP : SHALLOW))
   const keys = news.map((_, i) => (i % 2 ? `key ${i * 1_000 + 10}` : `new ${i}`)) // half of them are there
   all.push({ title: 'add of 50', text: statements.add.text, values: added(news, Array(50).fill(null)), rows: 50, reads: 0 })
   all.push({ title: 'add of 50 with keys', text: statements.addKeyed.text, values: added(news, keys), rows: 50, reads: 0 })
+  all.push({
+    title: 'add of 50, claiming',
+    text: statements.add.text,
+    values: added(news, Array(50).fill(null), EPOCH),
+    given: LIVE(DEEP, 0),
+    rows: 50,
+    reads: 0,
+  })
   const wakings = news.map((_, i) => (i % 2 ? `hash ${i}` : null))
   const tokens = [wakings, news.map(() => 'fcm'), news.map(() => ''), wakings]
   all.push({

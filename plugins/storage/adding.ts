@@ -1,30 +1,48 @@
 import { randomInt } from 'node:crypto'
 import { CallError } from '../../src/errors.js'
 import type { Added, MessageStore, NewMessage } from '../../src/ports.js'
+import { bigintArray, intArray, textArray } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
-import { formatId, MAX_TAG } from './message-id.js'
+import { formatId, MAX_TAG, parseId } from './message-id.js'
 import { hashOf, isLive, OWED_BY_MESSAGES } from './owing.js'
 import { isRefusedValue, type Query, type Statement } from './query.js'
 
 /*
  * Adding: concurrent calls become multi-row inserts. With push, the same statement owes the pushes: for a message whose
  * connection has no live session, to the token that came with it or, without one (or with a dead one), to the connection's.
+ *
+ * A message that this process can deliver itself is marked as pushed by the insert, so that no `claim` has to read and write it again.
  */
 
-const COLUMNS = '(connection_id, tag, recipient_dids, payload, payload_bytes, received_at, idempotency_key)'
-const VALUES = 'u.connection_id, $7::int, u.dids::text[], u.payload, u.bytes, u.received_at, u.idempotency_key'
-const ARRAYS = '$1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::text[]'
-const NAMES = 'connection_id, dids, payload, bytes, received_at, idempotency_key'
+const COLUMNS = `(connection_id, tag, recipient_dids, payload, payload_bytes, received_at, idempotency_key,
+    in_flight_epoch, in_flight_until, in_flight_taken, deliveries)`
+const VALUES = `u.connection_id, $7::int, u.dids::text[], u.payload, u.bytes, u.received_at::timestamptz, u.idempotency_key,
+    CASE WHEN claimed.yes THEN u.epoch END, CASE WHEN claimed.yes THEN now() + $10::int * interval '1 ms' END,
+    CASE WHEN claimed.yes THEN false END, CASE WHEN claimed.yes THEN 1 ELSE 0 END`
+const ARRAYS = '$1::text[], $2::text[], $3::text[], $4::int[], $5::text[], $6::text[], $8::bigint[], $9::bigint[]'
+const NAMES = 'connection_id, dids, payload, bytes, received_at, idempotency_key, epoch, after_seq'
 
-const INSERT = `INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM unnest(${ARRAYS}) AS u (${NAMES})`
+/**
+ * Whether the session with this epoch may be given the message at once: it is the current one, and nothing that it was not given came before.
+ * What it was given last is named by after_seq, so that there is mostly nothing to be read. Uses live_sessions_pkey and the primary key.
+ */
+const CLAIMED = `LEFT JOIN LATERAL (
+    SELECT true AS yes FROM live_sessions s WHERE s.connection_id = u.connection_id AND s.epoch = u.epoch AND NOT EXISTS (
+      SELECT FROM queued_messages m WHERE m.connection_id = s.connection_id AND m.seq > coalesce(u.after_seq, s.since_seq)
+        AND m.in_flight_epoch IS DISTINCT FROM s.epoch AND NOT pg_visible_in_snapshot(m.accepted_by, s.since))
+    LIMIT 1) claimed ON u.epoch IS NOT NULL`
+const RECEIVED_MS = `CASE WHEN in_flight_epoch IS NOT NULL THEN (extract(epoch FROM coalesce(received_at, accepted_at)) * 1000)::float8 END`
+const RETURNED = `seq, ${RECEIVED_MS} AS received_ms, connection_id, idempotency_key`
+
+const INSERT = `INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM unnest(${ARRAYS}) AS u (${NAMES}) ${CLAIMED}`
 // Uses queued_messages_idempotency_key. Rows that were there already are not returned.
 const UNLESS_KNOWN = 'ON CONFLICT (connection_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING'
 
 // Uses the primary keys of push_outbox, push_tokens, live_sessions and instances.
 const insertAndOwe = (onConflict: string) => `WITH u AS MATERIALIZED (
-    SELECT * FROM unnest(${ARRAYS}, $8::text[], $9::text[], $10::text[], $11::text[]) AS u (${NAMES}, token_hash, type, project, token)),
+    SELECT * FROM unnest(${ARRAYS}, $11::text[], $12::text[], $13::text[], $14::text[]) AS u (${NAMES}, token_hash, type, project, token)),
   added AS (
-    INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM u ${onConflict} RETURNING seq, connection_id, idempotency_key),
+    INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM u ${CLAIMED} ${onConflict} RETURNING ${RETURNED}),
   dead AS MATERIALIZED (
     SELECT o.token_hash FROM push_outbox o WHERE o.token_hash IN (SELECT token_hash FROM u WHERE token_hash IS NOT NULL) AND o.state = 'dead'),
   given AS MATERIALIZED (
@@ -47,11 +65,11 @@ const insertAndOwe = (onConflict: string) => `WITH u AS MATERIALIZED (
     ON CONFLICT (connection_id) DO UPDATE SET token_hash = excluded.token_hash, type = excluded.type, project = excluded.project,
       token = excluded.token, ending = excluded.ending, registered = false, updated_at = now()
     WHERE t.token IS NULL OR NOT t.registered)
-  SELECT a.seq, a.connection_id, a.idempotency_key, (SELECT count(*) FROM reasons) > 0, (SELECT array_agg(token_hash) FROM dead) FROM added a ORDER BY a.seq`
+  SELECT a.seq, a.received_ms, a.connection_id, a.idempotency_key, (SELECT count(*) FROM reasons) > 0, (SELECT array_agg(token_hash) FROM dead) FROM added a ORDER BY a.seq`
 
 export const addStatements = {
-  add: { name: 'add', text: `${INSERT} RETURNING seq` },
-  addKeyed: { name: 'add_keyed', text: `${INSERT} ${UNLESS_KNOWN} RETURNING seq, connection_id, idempotency_key` },
+  add: { name: 'add', text: `${INSERT} RETURNING seq, ${RECEIVED_MS}` },
+  addKeyed: { name: 'add_keyed', text: `${INSERT} ${UNLESS_KNOWN} RETURNING ${RETURNED}` },
   addPushing: { name: 'add_pushing', text: insertAndOwe('') },
   addKeyedPushing: { name: 'add_keyed_pushing', text: insertAndOwe(UNLESS_KNOWN) },
   byKey: {
@@ -63,7 +81,14 @@ export const addStatements = {
 // A batch is bounded so that one of large payloads neither stalls the event loop nor runs into statement_timeout.
 const BATCH = { lanes: 2, maxItems: 200, maxBytes: 4 * 1024 * 1024, maxWaitingBytes: 256 * 1024 * 1024, maxWaitMs: 1_000 }
 
-type AddedRow = [seq: string, connectionId?: string, idempotencyKey?: string | null, isPushOwed?: boolean, deadTokens?: string[] | null]
+type AddedRow = [
+  seq: string,
+  receivedMs: number | null,
+  connectionId?: string,
+  idempotencyKey?: string | null,
+  isPushOwed?: boolean,
+  deadTokens?: string[] | null,
+]
 
 export function createAdding({ query, pushes }: { query: Query; pushes: boolean }): Pick<MessageStore, 'add' | 'idOfKey'> {
   const tag = randomInt(MAX_TAG)
@@ -99,7 +124,7 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
     let next = 0
     const results = messages.map((message) => {
       const row = rows[next]
-      if (row?.[1] !== message.connectionId || row[2] !== (message.idempotencyKey ?? null)) return undefined
+      if (row?.[2] !== message.connectionId || row[3] !== (message.idempotencyKey ?? null)) return undefined
       next++
       return toAdded(row, message)
     })
@@ -129,32 +154,51 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
     return first && formatId(...first)
   }
 
-  function toAdded([seq, , , isPushOwed = false, deadTokens]: AddedRow, { pushToken }: NewMessage): Added {
-    const id = formatId(seq, tag)
-    if (deadTokens && pushToken && deadTokens.includes(hashOf(pushToken))) return { id, push: 'token is dead' }
-    return isPushOwed ? { id, push: 'owed' } : { id }
+  function toAdded([seq, receivedMs, , , isPushOwed = false, deadTokens]: AddedRow, { pushToken }: NewMessage): Added {
+    const added: Added = { id: formatId(seq, tag) }
+    if (receivedMs !== null) added.claimed = { receivedAt: new Date(receivedMs).toISOString() }
+    if (deadTokens && pushToken && deadTokens.includes(hashOf(pushToken))) added.push = 'token is dead'
+    else if (isPushOwed) added.push = 'owed'
+    return added
   }
 
   function values(messages: NewMessage[]): unknown[] {
+    const sessions = sessionsOf(messages)
     return [
-      messages.map((m) => m.connectionId),
-      messages.map((m) => arrayLiteral(m.recipientDids)),
-      messages.map((m) => m.payload),
-      messages.map((m) => m.payloadBytes),
-      messages.map((m) => m.receivedAt ?? null),
-      messages.map((m) => m.idempotencyKey ?? null),
+      textArray(messages.map((m) => m.connectionId)),
+      textArray(messages.map((m) => arrayLiteral(m.recipientDids))),
+      textArray(messages.map((m) => m.payload)),
+      intArray(messages.map((m) => m.payloadBytes)),
+      textArray(messages.map((m) => m.receivedAt)),
+      textArray(messages.map((m) => m.idempotencyKey)),
       tag,
+      bigintArray(sessions.map((session) => session?.epoch)),
+      bigintArray(sessions.map((session) => session?.after && parseId(session.after)?.seq)),
+      sessions.find((session) => session)?.leaseMs ?? 0,
     ]
   }
+}
+
+/**
+ * The session that each message may be claimed for. Not one that stands behind another message to the same connection which is not: rows
+ * of the statement itself are not seen by it.
+ */
+function sessionsOf(messages: readonly NewMessage[]): (NewMessage['claimFor'] | undefined)[] {
+  const unclaimed = new Set<string>()
+  return messages.map(({ connectionId, claimFor }) => {
+    if (claimFor && !unclaimed.has(connectionId)) return claimFor
+    unclaimed.add(connectionId)
+    return undefined
+  })
 }
 
 function tokenValues(messages: NewMessage[]): unknown[] {
   const tokens = messages.map(({ pushToken }) => pushToken)
   return [
-    tokens.map((token) => (token ? hashOf(token) : null)),
-    tokens.map((token) => token?.type ?? null),
-    tokens.map((token) => token && (token.project ?? '')),
-    tokens.map((token) => token?.token ?? null),
+    textArray(tokens.map((token) => token && hashOf(token))),
+    textArray(tokens.map((token) => token?.type)),
+    textArray(tokens.map((token) => token && (token.project ?? ''))),
+    textArray(tokens.map((token) => token?.token)),
   ]
 }
 
@@ -164,7 +208,7 @@ function refused(error: unknown): Error {
     : (error as Error)
 }
 
-/** unnest would flatten an array of arrays, so each inner one travels as text. */
+/** unnest would flatten an array of arrays, so each inner one travels as its text. */
 function arrayLiteral(texts: readonly string[]): string {
   return `{${texts.map((text) => `"${text.replace(/["\\]/g, '\\$&')}"`).join(',')}}`
 }

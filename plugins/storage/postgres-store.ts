@@ -1,6 +1,7 @@
 import type { JsonText } from '../../src/json.js'
 import type { DeliverableMessage, MessageStore, StoredMessage } from '../../src/ports.js'
 import { addStatements, createAdding } from './adding.js'
+import { bigintArray, intArray, textArray } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
 import { formatId, parseId } from './message-id.js'
 import type { Query, Statement } from './query.js'
@@ -47,6 +48,9 @@ const LOCKED_HEAD = `head AS (
 export const deliverable = (epoch: string, leaseMs: string) => `(m.deliveries < 5
       AND (m.in_flight_epoch IS DISTINCT FROM ${epoch} OR greatest(m.in_flight_until, m.in_flight_until - ${leaseMs} * interval '1 ms'
         + CASE WHEN m.deliveries > 0 THEN 30 * 2 ^ (m.deliveries - 1) ELSE 0 END * interval '1 s') <= now()))`
+
+/** Marked for this session by an add whose answer was lost, so that nobody sent it. Only when $8 tells what was sent. */
+const NEVER_SENT = `($8::bigint[] IS NOT NULL AND m.in_flight_epoch = $2 AND NOT m.in_flight_taken AND m.deliveries = 1 AND m.seq <> ALL ($8))`
 
 const statements = {
   ...addStatements,
@@ -115,7 +119,7 @@ const statements = {
   head AS (
     SELECT m.seq, m.payload_bytes FROM queued_messages m
     WHERE m.connection_id = $1 AND m.seq > (SELECT since_seq FROM session) AND NOT pg_visible_in_snapshot(m.accepted_by, (SELECT since FROM session))
-      AND now() - m.accepted_at < $3::interval AND ${deliverable('$2', '$7::int')}
+      AND now() - m.accepted_at < $3::interval AND (${deliverable('$2', '$7::int')} OR ${NEVER_SENT})
     ORDER BY m.seq LIMIT $4::int + 1 FOR UPDATE SKIP LOCKED),
   picked AS (
     SELECT seq FROM (SELECT seq, row_number() OVER by_seq AS place, sum(payload_bytes) OVER by_seq AS running_bytes FROM head ${BY_SEQ}) h
@@ -199,10 +203,11 @@ export function createPostgresStore({ query, messageTtlSeconds, pushes }: Postgr
       return { messages: row![0], bytes: row![1] }
     },
 
-    async claim({ connectionId, epoch, limit, limitBytes, alone, leaseMs }) {
+    async claim({ connectionId, epoch, limit, limitBytes, alone, leaseMs, sent }) {
+      const sentSeqs = sent?.flatMap((id) => parseId(id)?.seq ?? [])
       const rows = await query<
         [isCurrent: boolean, hasSession: boolean, more: boolean, ...MessageRow, payloadBytes: number, deliveries: number]
-      >(statements.claim, [connectionId, epoch, ttl, limit, limitBytes, alone, leaseMs])
+      >(statements.claim, [connectionId, epoch, ttl, limit, limitBytes, alone, leaseMs, sentSeqs && bigintArray(sentSeqs)])
       const [isCurrent, hasSession, more] = rows[0]!
       const messages: DeliverableMessage[] = rows
         .filter(([, , , seq]) => seq !== null)
@@ -234,7 +239,11 @@ export function createPostgresStore({ query, messageTtlSeconds, pushes }: Postgr
     )
     gone.sort((a, b) => (a.connectionId < b.connectionId ? -1 : a.connectionId > b.connectionId ? 1 : Number(a.seq) - Number(b.seq)))
     if (gone.length > 0)
-      await query(statements.remove, [gone.map(({ connectionId }) => connectionId), gone.map(({ seq }) => seq), gone.map(({ tag }) => tag)])
+      await query(statements.remove, [
+        textArray(gone.map(({ connectionId }) => connectionId)),
+        bigintArray(gone.map(({ seq }) => seq)),
+        intArray(gone.map(({ tag }) => tag)),
+      ])
     return removals.map(() => undefined)
   }
 }

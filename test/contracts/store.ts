@@ -355,6 +355,71 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
     t.same(texts((await store.claim(limited)).messages), ['3'])
   })
 
+  t.test('an add claims its message for the current session, as claim does', async (t) => {
+    const connectionId = newId()
+    await fill(connectionId, 1, 2)
+    const { epoch } = await sessions.open({ connectionId, sessionId: 's' })
+    const claimFor = { epoch, after: undefined, leaseMs: 30_000 }
+    const first = await store.add(message(connectionId, '3', { claimFor }))
+    const second = await store.add(message(connectionId, '4', { claimFor: { ...claimFor, after: first.id } }))
+    t.ok(first.claimed && second.claimed, 'the backlog is not in its way')
+    t.same(await store.claim({ ...claim, connectionId, epoch }), { messages: [], more: false, state: 'current' })
+    t.equal(await other.count(connectionId), 2, 'it is hidden from the count')
+    const taken = await store.take({ ...take, connectionId })
+    t.same(texts(taken), ['1', '2', '3', '4'], 'and take still returns it')
+    t.same(
+      taken.slice(2).map(({ receivedAt }) => receivedAt),
+      [first, second].map(({ claimed }) => claimed?.receivedAt),
+    )
+    await sessions.close({ connectionId, epoch })
+    t.equal(await store.count(connectionId), 4, 'the end of the session releases it')
+  })
+
+  t.test('an add claims nothing while something that the session was not given comes before', async (t) => {
+    const connectionId = newId()
+    const { epoch } = await sessions.open({ connectionId, sessionId: 's' })
+    const claimFor = { epoch, after: undefined, leaseMs: 30_000 }
+    await other.add(message(connectionId, '1')) // its hint has not come yet
+    t.notOk((await store.add(message(connectionId, '2', { claimFor }))).claimed)
+    const { messages } = await store.claim({ ...claim, connectionId, epoch })
+    t.same(texts(messages), ['1', '2'])
+    const after = messages.at(-1)!.id
+    const [plain, behind, alone] = await Promise.all([
+      store.add(message(connectionId, '3')),
+      store.add(message(connectionId, '4', { claimFor: { ...claimFor, after } })),
+      store.add(message(newId(), '5', { claimFor })),
+    ])
+    t.notOk(plain.claimed)
+    t.notOk(behind.claimed, 'what is written by the same statement counts too')
+    t.notOk(alone.claimed, 'the session of another connection')
+    t.same(texts((await store.claim({ ...claim, connectionId, epoch })).messages), ['3', '4'])
+  })
+
+  t.test('an add claims nothing for a session that is not the current one, or when its key is known', async (t) => {
+    const connectionId = newId()
+    const { epoch } = await sessions.open({ connectionId, sessionId: 'one' })
+    const claimFor = { epoch, after: undefined, leaseMs: 30_000 }
+    const keyed = message(connectionId, '1', { claimFor, idempotencyKey: 'key' })
+    const first = await store.add(keyed)
+    t.ok(first.claimed)
+    t.same(await store.add(keyed), { id: first.id })
+    const { epoch: newer } = await sessions.open({ connectionId, sessionId: 'two' })
+    t.notOk((await store.add(message(connectionId, '2', { claimFor }))).claimed)
+    t.equal(await store.count(connectionId), 2)
+    t.same(texts((await store.claim({ ...claim, connectionId, epoch: newer })).messages), ['2'])
+  })
+
+  t.test('claim: what an add claimed and nobody sent, because its answer was lost, is found by what was sent', async (t) => {
+    const connectionId = newId()
+    const { epoch } = await sessions.open({ connectionId, sessionId: 's' })
+    const claimFor = { epoch, after: undefined, leaseMs: 30_000 }
+    const sent = await store.add(message(connectionId, '1', { claimFor }))
+    await store.add(message(connectionId, '2', { claimFor: { ...claimFor, after: sent.id } }))
+    t.same((await store.claim({ ...claim, connectionId, epoch })).messages, [])
+    t.same(texts((await store.claim({ ...claim, connectionId, epoch, sent: [sent.id] })).messages), ['2'])
+    t.same((await store.claim({ ...claim, connectionId, epoch, sent: [sent.id] })).messages, [], 'once')
+  })
+
   t.test('waiting names the connections of this instance for which there is something to deliver', async (t) => {
     const [quiet, backlog, waiting, delivered, closed] = Array.from({ length: 5 }, newId) as [string, string, string, string, string]
     await fill(backlog, 1, 1)
