@@ -10,6 +10,7 @@ import { createOpenRpc } from '../src/openrpc.js'
 import { createWireMethods } from '../src/wire-methods.js'
 
 const SERVICE_RESTART = 1012
+const TEXT_FRAME = { binary: false }
 // A socket that has this much unsent makes no more calls until it has read some.
 const MAX_BUFFERED_BYTES = 1024 * 1024
 // With less than this unsent, or a larger answer, it is not waited for that an answer leaves: the callback would cost more than the
@@ -85,7 +86,7 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
         wire.cork()
         process.nextTick(uncork)
       }
-      webSocket.send(text, onSent)
+      webSocket.send(Buffer.from(text), TEXT_FRAME, onSent)
     }
 
     function uncork(): void {

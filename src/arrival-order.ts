@@ -12,39 +12,57 @@ export interface ArrivalOrder {
 }
 
 interface Line {
-  /** What the newest group of neighbours waits for. */
-  before: Promise<unknown>
+  /** Of the tasks that run now. */
   overlaps: string | undefined
-  /** The newest group, as far as it is not done. */
-  running: Set<Promise<unknown>>
-  waiting: number
+  running: number
+  /** In the order of their arrival; made when somebody has to wait. */
+  waiting: { overlaps: string | undefined; begin: () => void }[] | undefined
 }
 
 export function createArrivalOrder(): ArrivalOrder {
   const lines = new Map<string, Line>()
 
   return {
-    async run(key, overlaps, task) {
-      let line = lines.get(key)
+    // A lone call, which most are, waits for nobody: it begins at once.
+    run(key, overlaps, task) {
+      const line = lines.get(key)
       if (!line) {
-        line = { before: Promise.resolve(), overlaps, running: new Set(), waiting: 0 }
-        lines.set(key, line)
-      } else if (overlaps === undefined || line.overlaps !== overlaps) {
-        // Without their results, which would hang on to each other for as long as the line is never empty.
-        line.before = Promise.allSettled([line.before, ...line.running]).then(() => undefined)
-        line.overlaps = overlaps
-        line.running = new Set()
+        const alone = { overlaps, running: 1, waiting: undefined }
+        lines.set(key, alone)
+        return finish(key, alone, task)
       }
-      const { running } = line
-      const done = line.before.then(task)
-      running.add(done)
-      line.waiting++
-      try {
-        return await done
-      } finally {
-        running.delete(done)
-        if (--line.waiting === 0) lines.delete(key)
+      if (!line.waiting && overlaps !== undefined && line.overlaps === overlaps) {
+        line.running++
+        return finish(key, line, task)
       }
+      const waiting = (line.waiting ??= [])
+      return new Promise((resolve, reject) => {
+        waiting.push({ overlaps, begin: () => void finish(key, line, task).then(resolve, reject) })
+      })
     },
+  }
+
+  async function finish<T>(key: string, line: Line, task: () => Promise<T>): Promise<T> {
+    try {
+      return await task()
+    } finally {
+      if (--line.running === 0) next(key, line)
+    }
+  }
+
+  /** Lets the next one begin, and those behind it that run together with it. */
+  function next(key: string, line: Line): void {
+    const { waiting } = line
+    if (!waiting) {
+      lines.delete(key)
+      return
+    }
+    const { overlaps } = waiting[0]!
+    line.overlaps = overlaps
+    const other = overlaps === undefined ? 1 : waiting.findIndex((one) => one.overlaps !== overlaps)
+    const group = waiting.splice(0, other < 0 ? waiting.length : other)
+    if (waiting.length === 0) line.waiting = undefined
+    line.running = group.length
+    for (const { begin } of group) begin()
   }
 }

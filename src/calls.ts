@@ -78,10 +78,8 @@ export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, r
         try {
           admit(caller)
           const params = bind(check, input, payload)
-          const value = await finish(
-            withDeadline(() => method(params, caller)),
-            order && ((task) => order.run(params.connectionId as string, overlaps, task)),
-          )
+          const call = () => method(params, caller)
+          const value = await inTime(call, order && ((task) => order.run(params.connectionId as string, overlaps, task)))
           return { value, text: stringify(value) }
         } catch (error) {
           outcome = toCallError(error).code
@@ -106,46 +104,36 @@ export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, r
     }
   }
 
-  async function finish<T>(
-    { task, race }: ReturnType<typeof withDeadline<T>>,
-    inOrder: ((task: () => Promise<T>) => Promise<T>) | undefined,
-  ): Promise<T> {
+  /**
+   * Answers in time, whatever happens. `call` does not begin once the time is over, so one that was still in line when its caller was told
+   * "timeout" leaves no trace.
+   */
+  async function inTime<T>(call: () => Promise<T>, inOrder?: (task: () => Promise<T>) => Promise<T>): Promise<T> {
+    let timer: NodeJS.Timeout | undefined
+    let isOver = false
     inFlight++
     try {
-      return await race(inOrder ? inOrder(task) : task())
+      return await new Promise<T>((resolve, reject) => {
+        timer = setTimeout(() => {
+          isOver = true
+          reject(timeout())
+        }, CALL_DEADLINE_MS)
+        const task = () => (isOver ? Promise.reject(timeout()) : call())
+        ;(inOrder ? inOrder(task) : task()).then(resolve, reject)
+      })
     } finally {
+      clearTimeout(timer)
       inFlight--
       if (inFlight === 0) onIdle?.()
     }
   }
 }
 
-/**
- * `task` does not begin once the time is over, so a call that was still in line when its caller was told "timeout" leaves
- * no trace; `race` answers in time, whatever happens.
- */
-function withDeadline<T>(method: () => Promise<T>) {
-  let over = false
-  const timeout = () =>
-    new CallError(
-      'timeout',
-      `Not answered within ${CALL_DEADLINE_MS} ms; it may have taken effect. Repeat addMessage with the same idempotencyKey.`,
-    )
-  return {
-    task: async (): Promise<T> => {
-      if (over) throw timeout()
-      return method()
-    },
-    race(running: Promise<T>): Promise<T> {
-      return new Promise<T>((resolve, reject) => {
-        const timer = setTimeout(() => {
-          over = true
-          reject(timeout())
-        }, CALL_DEADLINE_MS)
-        running.then(resolve, reject).finally(() => clearTimeout(timer))
-      })
-    },
-  }
+function timeout(): CallError {
+  return new CallError(
+    'timeout',
+    `Not answered within ${CALL_DEADLINE_MS} ms; it may have taken effect. Repeat addMessage with the same idempotencyKey.`,
+  )
 }
 
 /** The parameters as the operation wants them: checked, and the payload as the text that came in. */

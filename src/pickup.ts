@@ -45,17 +45,17 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
       }
       const pushToken = push?.usable(pushNotificationToken ?? (token === undefined ? undefined : { type: 'fcm', token }))
       const message = { connectionId, recipientDids, payload, payloadBytes, receivedAt, idempotencyKey, pushToken }
-      const added = await quota
-        .run(connectionId, payloadBytes, () => liveSessions.adding(message, store.add))
-        .catch(async (error: unknown) => {
-          // Repeated because its answer was lost: it takes no more room.
-          const isFull = error instanceof CallError && error.code === 'quota_exceeded'
-          const first = isFull && idempotencyKey !== undefined ? await store.idOfKey(connectionId, idempotencyKey) : undefined
-          if (first === undefined) throw error
-          return { id: first, push: undefined }
-        })
-      push?.added(connectionId, socket, pushToken, added.push)
-      return added.id
+      try {
+        const added = await quota.run(connectionId, payloadBytes, () => liveSessions.adding(message, store.add))
+        push?.added(connectionId, socket, pushToken, added.push)
+        return added.id
+      } catch (error) {
+        // Repeated because its answer was lost: it takes no more room.
+        const isFull = error instanceof CallError && error.code === 'quota_exceeded'
+        const first = isFull && idempotencyKey !== undefined ? await store.idOfKey(connectionId, idempotencyKey) : undefined
+        if (first === undefined) throw error
+        return first
+      }
     },
 
     async takeFromQueue({ connectionId, recipientDid, limit = Infinity, limitBytes = Infinity, deleteMessages = false }) {

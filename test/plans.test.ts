@@ -116,7 +116,7 @@ function queueCases(): Case[] {
     add('count in a live session', statements.count.text, [DID, TTL], { rows: 1, reads: depth, given: live })
 
     add('remove of all for a DID', statements.removeAll.text, [DID], { rows: depth, reads: depth })
-    add('depth', statements.depth.text, [], { rows: 1, reads: depth })
+    all.push({ title: `depth, ${depth} waiting`, text: statements.depth.text, values: [[queue]], rows: 1, reads: depth })
     const claimed = [EPOCH, TTL, 50, 1_048_576, true, 30_000, null]
     add('claim of 50', statements.claim.text, claimed, { rows: 50, reads: 101, given: live })
     add('claim of nothing new', statements.claim.text, claimed, { rows: 1, reads: 0, given: LIVE(queue, MESSAGES) })
