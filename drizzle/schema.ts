@@ -65,6 +65,28 @@ export const queuedMessages = pgTable(
   ],
 )
 
+/**
+ * The idempotency keys of messages that were removed a short while ago. The answer to an add may be lost, its message delivered and removed,
+ * and only then the add repeated: without this the message would come a second time.
+ */
+export const removedKeys = pgTable(
+  'removed_keys',
+  {
+    connectionId: text('connection_id').notNull(),
+    idempotencyKey: text('idempotency_key').notNull(),
+    seq: bigint('seq', { mode: 'number' }).notNull(),
+    tag: integer('tag').notNull(),
+    /** Another payload under the same key is another message. */
+    payloadHash: bigint('payload_hash', { mode: 'bigint' }).notNull(),
+    removedAt: time('removed_at').notNull().defaultNow(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.connectionId, table.idempotencyKey] }),
+    /** For the sweep. */
+    index('removed_keys_removed_at').on(table.removedAt),
+  ],
+)
+
 /** One row per running process. Its sessions count while the lease runs. */
 export const instances = pgTable('instances', {
   instanceId: uuid('instance_id').primaryKey(),

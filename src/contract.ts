@@ -122,7 +122,10 @@ export function createContract(limits: Limits) {
           }),
         ),
         idempotencyKey: Type.Optional(
-          text(128, 'The same key on the same connection answers the id of the first message while that message exists.'),
+          text(
+            128,
+            'The same key on the same connection answers the id of the first message while that message exists, and with the same payload for five minutes after it was removed.',
+          ),
         ),
         pushNotificationToken: Type.Optional(
           Type.Object(pushTokenFields, {

@@ -52,7 +52,7 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
       } catch (error) {
         // Repeated because its answer was lost: it takes no more room.
         const isFull = error instanceof CallError && error.code === 'quota_exceeded'
-        const first = isFull && idempotencyKey !== undefined ? await store.idOfKey(connectionId, idempotencyKey) : undefined
+        const first = isFull ? await store.idOfKey(message) : undefined
         if (first === undefined) throw error
         return first
       }

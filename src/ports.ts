@@ -76,13 +76,14 @@ export interface Claim {
  */
 export interface MessageStore {
   /**
-   * With an `idempotencyKey` seen before on this connection, the id is that of the first message. When pushes are on and the
+   * With an `idempotencyKey` seen before on this connection, the id is that of the first message, and nothing is stored: while that message is
+   * there, and, with the same payload, for a while after it was removed (the add may be repeated because its answer was lost). When pushes are on and the
    * connection has no live session, the push that is owed is committed with the message. With `claimFor` it is claimed as by `claim`,
    * if that session is the current one and was given all that came before.
    */
   add(message: NewMessage): Promise<Added>
-  /** The id of the message with this idempotencyKey, if it is still there. */
-  idOfKey(connectionId: string, idempotencyKey: string): Promise<string | undefined>
+  /** The id that `add` would answer because of the idempotencyKey. */
+  idOfKey(message: NewMessage): Promise<string | undefined>
   /** Oldest first. With `remove`, no message is given to two callers. */
   take(take: Take): Promise<StoredMessage[]>
   /** Not removed, not expired, not in flight. */
@@ -101,6 +102,8 @@ export interface MessageStore {
   claim(claim: Claim): Promise<{ messages: DeliverableMessage[]; more: boolean; state: 'current' | 'replaced' | 'ended' }>
   /** Deletes up to `limit` messages past their time. @returns how many. */
   expire(limit: number): Promise<number>
+  /** Forgets up to `limit` idempotency keys whose messages were removed long enough ago. @returns how many. */
+  forgetKeys(limit: number): Promise<number>
   /** Throws unless the store answers. */
   ping(): Promise<void>
 }

@@ -61,7 +61,7 @@ t.test('in a table of a million messages', async (t) => {
   const custom = await connect(pool, 'force_custom_plan')
   t.teardown(() => [early, generic, custom].forEach(({ release }) => release()))
   // So that statistics are there when this test says so.
-  for (const table of ['queued_messages', 'live_sessions', 'instances', 'push_tokens', 'push_outbox', 'push_reasons'])
+  for (const table of ['queued_messages', 'live_sessions', 'instances', 'push_tokens', 'push_outbox', 'push_reasons', 'removed_keys'])
     await pool.query(`ALTER TABLE ${table} SET (autovacuum_enabled = off)`)
 
   const cases = [...queueCases(), ...(await sessionCases(pool, app.sessions))]
@@ -122,7 +122,7 @@ function queueCases(): Case[] {
     add('claim of nothing new', statements.claim.text, claimed, { rows: 1, reads: 0, given: LIVE(queue, MESSAGES) })
     add('claim for a session that is over', statements.claim.text, claimed, { rows: 1, reads: 0 })
   }
-  all.push({ title: 'by key', text: statements.byKey.text, values: [DEEP, 'key 500000'], rows: 1, reads: 1 })
+  all.push({ title: 'by key', text: statements.byKey.text, values: [DEEP, 'key 500000', '{}'], rows: 1, reads: 1 })
 
   const added = (connections: string[], keys: (string | null)[], epoch: number | null = null) => [
     connections,
@@ -139,7 +139,7 @@ function queueCases(): Case[] {
   const news = Array.from({ length: 50 }, (_, i) => (i % 2 ? DEEP : SHALLOW))
   const keys = news.map((_, i) => (i % 2 ? `key ${i * 1_000 + 10}` : `new ${i}`)) // half of them are there
   all.push({ title: 'add of 50', text: statements.add.text, values: added(news, Array(50).fill(null)), rows: 50, reads: 0 })
-  all.push({ title: 'add of 50 with keys', text: statements.addKeyed.text, values: added(news, keys), rows: 50, reads: 0 })
+  all.push({ title: 'add of 50 with keys', text: statements.addKeyed.text, values: added(news, keys), rows: 25, reads: 25 })
   all.push({
     title: 'add of 50, claiming',
     text: statements.add.text,
@@ -162,14 +162,15 @@ function queueCases(): Case[] {
     text: statements.addKeyedPushing.text,
     values: [...added(news, keys), ...tokens],
     rows: 25,
-    reads: 0,
+    reads: 25,
   })
+  all.push({ title: 'forget 1,000 keys', text: statements.forget.text, values: [1_000], rows: 1_000, reads: 0 })
   const acked = [DEEP, SHALLOW].flatMap((queue) => seqsOf(queue, 10).map((seq) => ({ queue, seq })))
   all.push({
     title: 'remove of 10 from each of two queues',
     text: statements.remove.text,
     values: [acked.map(({ queue }) => queue), acked.map(({ seq }) => seq), acked.map(() => 0)],
-    rows: 20,
+    rows: 11, // that had a key, which is remembered
     reads: 20,
   })
   const dueHashes = Array.from({ length: 50 }, (_, i) => `hash ${i}`)
@@ -294,6 +295,9 @@ async function fill(pool: pg.Pool): Promise<void> {
 
     INSERT INTO push_reasons (token_hash, connection_id, from_seq, reminds, despite_live, not_before, to_seq)
     SELECT 'hash ' || n, 'connection ' || n, 0, true, false, now(), 1 FROM generate_series(0, 9999) n;
+
+    INSERT INTO removed_keys SELECT 'connection ' || n % 10000, 'removed key ' || n, n, 0, 0, now() - interval '10 minutes' + n * interval '6 ms'
+    FROM generate_series(1, 100000) n;
 
     INSERT INTO instances SELECT gen_random_uuid(), now() + (n - 2) * interval '1 minute' FROM generate_series(1, 5) n;
 

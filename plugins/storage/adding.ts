@@ -35,14 +35,24 @@ const RECEIVED_MS = `CASE WHEN in_flight_epoch IS NOT NULL THEN (extract(epoch F
 const RETURNED = `seq, ${RECEIVED_MS} AS received_ms, connection_id, idempotency_key`
 
 const INSERT = `INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM unnest(${ARRAYS}) AS u (${NAMES}) ${CLAIMED}`
-// Uses queued_messages_idempotency_key. Rows that were there already are not returned.
-const UNLESS_KNOWN = 'ON CONFLICT (connection_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING'
+/**
+ * A key is known by its message, or by removed_keys. One that is known when the statement begins is not written at all: its message may be
+ * removed before the insert comes to it, and what its removal left behind is not seen by this statement. Rows that are not written are not
+ * returned. Uses queued_messages_idempotency_key and the primary key of removed_keys.
+ */
+const UNLESS_KNOWN = `LEFT JOIN LATERAL (
+    SELECT true AS yes FROM (
+      SELECT FROM queued_messages m WHERE m.connection_id = u.connection_id AND m.idempotency_key = u.idempotency_key
+      UNION ALL SELECT FROM removed_keys k WHERE k.connection_id = u.connection_id AND k.idempotency_key = u.idempotency_key
+        AND k.payload_hash = hashtextextended(u.payload, 0)) one
+    LIMIT 1) known ON u.idempotency_key IS NOT NULL WHERE known.yes IS NULL
+  ON CONFLICT (connection_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING`
 
 // Uses the primary keys of push_outbox, push_tokens, live_sessions and instances.
-const insertAndOwe = (onConflict: string) => `WITH u AS MATERIALIZED (
+const insertAndOwe = (unlessKnown: string) => `WITH u AS MATERIALIZED (
     SELECT * FROM unnest(${ARRAYS}, $11::text[], $12::text[], $13::text[], $14::text[]) AS u (${NAMES}, token_hash, type, project, token)),
   added AS (
-    INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM u ${CLAIMED} ${onConflict} RETURNING ${RETURNED}),
+    INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM u ${CLAIMED} ${unlessKnown} RETURNING ${RETURNED}),
   dead AS MATERIALIZED (
     SELECT o.token_hash FROM push_outbox o WHERE o.token_hash IN (SELECT token_hash FROM u WHERE token_hash IS NOT NULL) AND o.state = 'dead'),
   given AS MATERIALIZED (
@@ -74,7 +84,8 @@ export const addStatements = {
   addKeyedPushing: { name: 'add_keyed_pushing', text: insertAndOwe(UNLESS_KNOWN) },
   byKey: {
     name: 'by_key',
-    text: `SELECT seq, tag FROM queued_messages WHERE connection_id = $1 AND idempotency_key = $2 AND idempotency_key IS NOT NULL`,
+    text: `SELECT seq, tag FROM queued_messages WHERE connection_id = $1 AND idempotency_key = $2
+  UNION ALL SELECT seq, tag FROM removed_keys WHERE connection_id = $1 AND idempotency_key = $2 AND payload_hash = hashtextextended($3, 0) LIMIT 1`,
   },
 } satisfies Record<string, Statement>
 
@@ -141,16 +152,17 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
 
   async function addedBefore(message: NewMessage): Promise<Added> {
     for (;;) {
-      const first = await idOfKey(message.connectionId, message.idempotencyKey!)
+      const first = await idOfKey(message)
       if (first !== undefined) return { id: first }
-      // Removed since: its key is free again.
+      // Expired since: its key is free again.
       const [row] = await insertUnlessKnown([message])
       if (row) return toAdded(row, message)
     }
   }
 
-  async function idOfKey(connectionId: string, idempotencyKey: string): Promise<string | undefined> {
-    const [first] = await query<[string, number]>(addStatements.byKey, [connectionId, idempotencyKey])
+  async function idOfKey({ connectionId, idempotencyKey, payload }: NewMessage): Promise<string | undefined> {
+    if (idempotencyKey === undefined) return undefined
+    const [first] = await query<[string, number]>(addStatements.byKey, [connectionId, idempotencyKey, payload])
     return first && formatId(...first)
   }
 

@@ -49,6 +49,16 @@ export const deliverable = (epoch: string, leaseMs: string) => `(m.deliveries < 
       AND (m.in_flight_epoch IS DISTINCT FROM ${epoch} OR greatest(m.in_flight_until, m.in_flight_until - ${leaseMs} * interval '1 ms'
         + CASE WHEN m.deliveries > 0 THEN 30 * 2 ^ (m.deliveries - 1) ELSE 0 END * interval '1 s') <= now()))`
 
+/** How long the key of a removed message is remembered. Longer than any client repeats one call. */
+export const KEYS_REMEMBERED_S = 300
+/** From `gone`. */
+const REMEMBER = `INSERT INTO removed_keys (connection_id, idempotency_key, seq, tag, payload_hash)
+  SELECT connection_id, idempotency_key, seq, tag, payload_hash FROM gone WHERE idempotency_key IS NOT NULL
+  ON CONFLICT (connection_id, idempotency_key) DO UPDATE
+    SET seq = excluded.seq, tag = excluded.tag, payload_hash = excluded.payload_hash, removed_at = excluded.removed_at`
+const REMOVED = `m.connection_id, m.idempotency_key, m.seq, m.tag, CASE WHEN m.idempotency_key IS NOT NULL THEN hashtextextended(m.payload, 0) END AS payload_hash`
+const REMEMBERED = `remembered AS (${REMEMBER})`
+
 /** Marked for this session by an add whose answer was lost, so that nobody sent it. Only when $8 tells what was sent. */
 const NEVER_SENT = `($8::bigint[] IS NOT NULL AND m.in_flight_epoch = $2 AND NOT m.in_flight_taken AND m.deliveries = 1 AND m.seq <> ALL ($8))`
 
@@ -84,10 +94,12 @@ const statements = {
   // "empty" (48 of 80 takes in an experiment). All lock in the order of seq, so nobody waits in a circle.
   takeDeleted: {
     name: 'take_deleted',
-    text: `WITH live AS MATERIALIZED (SELECT (${LIVE_EPOCH}) AS epoch), ${LOCKED_HEAD}, ${PICKED}
-  DELETE FROM queued_messages m
-  WHERE m.connection_id = $1 AND m.seq = ANY (ARRAY (SELECT seq FROM picked))
-  RETURNING m.seq, m.tag, ${RECEIVED_MS}, m.payload`,
+    text: `WITH live AS MATERIALIZED (SELECT (${LIVE_EPOCH}) AS epoch), ${LOCKED_HEAD}, ${PICKED},
+  gone AS (
+    DELETE FROM queued_messages m WHERE m.connection_id = $1 AND m.seq = ANY (ARRAY (SELECT seq FROM picked))
+    RETURNING ${REMOVED}, m.payload, m.received_at, m.accepted_at),
+  ${REMEMBERED}
+  SELECT m.seq, m.tag, ${RECEIVED_MS}, m.payload FROM gone m`,
   },
 
   count: {
@@ -99,13 +111,20 @@ const statements = {
   // Of many connections, in the order of the primary key: two of these, or one and a take, do not wait for each other in a circle.
   remove: {
     name: 'remove',
-    text: `DELETE FROM queued_messages m USING unnest($1::text[], $2::bigint[], $3::int[]) AS gone (connection_id, seq, tag)
-  WHERE m.connection_id = gone.connection_id AND m.seq = gone.seq AND m.tag = gone.tag`,
+    text: `WITH gone AS (
+    DELETE FROM queued_messages m USING unnest($1::text[], $2::bigint[], $3::int[]) AS u (connection_id, seq, tag)
+    WHERE m.connection_id = u.connection_id AND m.seq = u.seq AND m.tag = u.tag
+    RETURNING ${REMOVED})
+  ${REMEMBER}`,
   },
 
   removeAll: {
     name: 'remove_all',
-    text: `DELETE FROM queued_messages m WHERE m.connection_id = $1 AND $2 = ANY (m.recipient_dids) RETURNING m.seq, m.tag`,
+    text: `WITH gone AS (
+    DELETE FROM queued_messages m WHERE m.connection_id = $1 AND $2 = ANY (m.recipient_dids)
+    RETURNING ${REMOVED}),
+  ${REMEMBERED}
+  SELECT seq, tag FROM gone`,
   },
 
   depth: {
@@ -143,6 +162,15 @@ const statements = {
     SELECT connection_id, seq FROM queued_messages WHERE accepted_at <= now() - $1::interval
     ORDER BY accepted_at LIMIT $2 FOR UPDATE SKIP LOCKED)
   DELETE FROM queued_messages m USING old WHERE m.connection_id = old.connection_id AND m.seq = old.seq RETURNING 1`,
+  },
+
+  // Uses removed_keys_removed_at.
+  forget: {
+    name: 'forget',
+    text: `DELETE FROM removed_keys k USING (
+    SELECT connection_id, idempotency_key FROM removed_keys WHERE removed_at <= now() - interval '${KEYS_REMEMBERED_S} seconds'
+    ORDER BY removed_at LIMIT $1 FOR UPDATE SKIP LOCKED) old
+  WHERE k.connection_id = old.connection_id AND k.idempotency_key = old.idempotency_key RETURNING 1`,
   },
 
   ping: { name: 'ping', text: 'SELECT 1' },
@@ -233,6 +261,10 @@ export function createPostgresStore({ query, messageTtlSeconds, pushes }: Postgr
     async expire(limit) {
       if (messageTtlSeconds === 0) return 0
       return (await query(statements.expire, [ttl, limit])).length
+    },
+
+    async forgetKeys(limit) {
+      return (await query(statements.forget, [limit])).length
     },
 
     async ping() {

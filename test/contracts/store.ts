@@ -110,10 +110,39 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
     const elsewhere = await idOf(store.add(message(newId(), '1', { idempotencyKey: 'key' })))
     t.not(elsewhere, ids[0], 'the key belongs to its connection')
     t.equal(await store.count(connectionId), 2)
-    t.equal(await other.idOfKey(connectionId, 'key'), ids[0])
-    await store.remove(connectionId, [ids[0]!])
-    t.equal(await store.idOfKey(connectionId, 'key'), undefined)
-    t.not(await idOf(other.add(keyed)), ids[0], 'the key is free once its message is removed')
+    t.equal(await other.idOfKey(keyed), ids[0])
+    t.equal(await other.idOfKey({ ...keyed, idempotencyKey: 'another' }), undefined)
+  })
+
+  t.test('a message that was removed does not come again when its add is repeated; another one under its key does', async (t) => {
+    const removals: ((connectionId: string, id: string) => Promise<unknown>)[] = [
+      (connectionId, id) => store.remove(connectionId, [id]),
+      (connectionId) => store.removeAll(connectionId, DID_A),
+      (connectionId) => store.take({ ...take, connectionId, remove: true }),
+    ]
+    for (const removed of removals) {
+      const connectionId = newId()
+      const keyed = message(connectionId, '1', { idempotencyKey: 'key' })
+      const id = await idOf(store.add(keyed))
+      await removed(connectionId, id)
+      t.same(await other.add(keyed), { id })
+      t.equal(await other.idOfKey(keyed), id)
+      t.equal(await store.count(connectionId), 0)
+      const another = await idOf(other.add({ ...message(connectionId, '2'), idempotencyKey: 'key' }))
+      t.not(another, id)
+      t.same(texts(await store.take({ ...take, connectionId })), ['2'])
+      await removed(connectionId, another)
+      t.same(await store.add({ ...message(connectionId, '2'), idempotencyKey: 'key' }), { id: another }, 'the newest is remembered')
+    }
+    t.equal(await store.forgetKeys(10), 0, 'for a while')
+  })
+
+  t.test('an add that is repeated while its message is being removed answers the first id', async (t) => {
+    const keyeds = numbers(1, 100).map((n) => message(newId(), n, { idempotencyKey: 'key' }))
+    const ids = await Promise.all(keyeds.map((keyed) => idOf(store.add(keyed))))
+    const removals = keyeds.map(({ connectionId }, i) => store.remove(connectionId, [ids[i]!]))
+    t.same(await Promise.all(keyeds.map((keyed) => idOf(other.add(keyed)))), ids)
+    await Promise.all(removals)
   })
 
   t.test('take without a live session can be repeated', async (t) => {
