@@ -7,6 +7,7 @@ import { createPickup } from '../src/pickup.js'
 import { createPush, type Push } from '../src/push.js'
 import { createQuota } from '../src/quota.js'
 import { createRateLimit } from '../src/rate-limit.js'
+import { createSaturation } from '../src/saturation.js'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -52,6 +53,7 @@ export default fp<{ config: Config }>(
     const calls = createCalls(contract, pickup, {
       maxInFlight: config.MAX_CALLS_PER_INSTANCE,
       rateLimit: createRateLimit({ perSecond: config.RATE_LIMIT_CALLS_PER_SECOND, now }),
+      saturation: createSaturation(now),
       observe: app.metrics.observeCall,
     })
     const { limits, MAX_CALLS_IN_FLIGHT: maxCallsInFlight } = config

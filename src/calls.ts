@@ -6,6 +6,7 @@ import { CallError, toCallError, type ErrorName } from './errors.js'
 import type { JsonText } from './json.js'
 import type { Caller, Pickup } from './pickup.js'
 import type { RateLimit } from './rate-limit.js'
+import type { Saturation } from './saturation.js'
 
 /**
  * Every call is answered within 1.5 s, because the existing client gives up after 2 s. What is not done by then goes on,
@@ -30,6 +31,7 @@ export interface CallsOptions {
   /** Calls of this instance that may run at the same time. */
   maxInFlight: number
   rateLimit: RateLimit
+  saturation: Saturation
   /** Told how each call ended, for whoever watches the service. It is on the path of every call. */
   observe(name: OperationName, outcome: 'ok' | ErrorName, ms: number): void
 }
@@ -44,7 +46,7 @@ export interface Calls {
 }
 
 /** Joins each row of the contract with the method of the same name. */
-export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, rateLimit, observe }: CallsOptions): Calls {
+export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, rateLimit, saturation, observe }: CallsOptions): Calls {
   let inFlight = 0
   let onIdle: (() => void) | undefined
   let draining = false
@@ -102,6 +104,9 @@ export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, r
         limit: maxInFlight,
       })
     }
+    if (saturation.isSaturated()) {
+      throw new CallError('overloaded', 'This instance is too slow at the moment to answer in time: try again, or another instance.')
+    }
   }
 
   /**
@@ -111,6 +116,7 @@ export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, r
   async function inTime<T>(call: () => Promise<T>, inOrder?: (task: () => Promise<T>) => Promise<T>): Promise<T> {
     let timer: NodeJS.Timeout | undefined
     let isOver = false
+    const began = performance.now()
     inFlight++
     try {
       return await new Promise<T>((resolve, reject) => {
@@ -123,6 +129,7 @@ export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, r
       })
     } finally {
       clearTimeout(timer)
+      saturation.observe(performance.now() - began)
       inFlight--
       if (inFlight === 0) onIdle?.()
     }
