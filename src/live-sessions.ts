@@ -81,6 +81,8 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   let releasing = false
   /** Messages that no hint had brought and that tick() found. */
   let rescued = 0
+  /** Messages delivered once more: what is claimed again was in flight in this very session, and not removed in time. */
+  let leasesExpired = 0
   let failures = 0
   let lastFailure: unknown
 
@@ -231,8 +233,8 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   }
 
   /** For whoever watches the service. */
-  function stats(): { sessions: number; rescued: number } {
-    return { sessions: open.size, rescued }
+  function stats(): { sessions: number; rescued: number; leasesExpired: number } {
+    return { sessions: open.size, rescued, leasesExpired }
   }
 
   /** Ends every session of this instance in one statement. The sockets stay; the caller closes them. */
@@ -281,6 +283,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
             session.windowBytes += payloadBytes
           }
           if (session.isRescue) rescued += messages.length
+          leasesExpired += messages.filter(({ deliveries }) => deliveries > 1).length
           socket.send(messagesReceived(connectionId, messages), () => deliver(session))
           if (messages.some(({ deliveries }) => deliveries === 2)) onOverdue?.(connectionId)
         }
