@@ -106,6 +106,8 @@ export const liveSessions = pgTable(
     /** Null for a session without a socket, which lasts until expires_at. */
     instanceId: uuid('instance_id'),
     expiresAt: time('expires_at'),
+    /** For the operator; nothing is decided by it. */
+    openedAt: time('opened_at').notNull().defaultNow(),
     /** What this does not contain arrived during the session and is delivered; the rest is backlog and waits to be taken. */
     since: snapshot('since')
       .notNull()

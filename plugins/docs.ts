@@ -20,6 +20,7 @@ export default fp<{ config: Config }>(
           { name: 'messages', description: 'The queue of a connection' },
           { name: 'live sessions', description: 'Which connection can be delivered to now' },
           { name: 'pushes', description: 'Where to wake a wallet that has no live session' },
+          { name: 'administration', description: 'For the operator, with the scope `admin`; not over WebSocket' },
           { name: 'service', description: 'For probes, load balancers and Prometheus' },
         ],
         ...(hasKeys && {

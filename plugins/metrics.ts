@@ -72,6 +72,11 @@ export default fp(
     gauge('mpr_sockets', 'Open WebSockets', () => app.websocketServer.clients.size)
     gauge('mpr_live_sessions', 'Live sessions of this instance', () => app.pickup.liveSessions.stats().sessions)
     counter('mpr_messages_rescued_total', 'Messages delivered that no hint had brought', () => app.pickup.liveSessions.stats().rescued)
+    counter(
+      'mpr_leases_expired_total',
+      'Messages delivered once more, because they were not removed before their lease ran out',
+      () => app.pickup.liveSessions.stats().leasesExpired,
+    )
     gauge('mpr_pubsub_up', 'Whether hints of other instances arrive: 1 or 0', () => Number(app.pubsub.isUp()))
     const pushes = new Counter({
       name: 'mpr_pushes_total',

@@ -1,5 +1,7 @@
 import fp from 'fastify-plugin'
-import { createCalls, type Calls } from '../src/calls.js'
+import { createAdministration } from '../src/administration.js'
+import { createAdministrator } from '../src/administrator.js'
+import { CALL_DEADLINE_MS, createCalls, type Calls } from '../src/calls.js'
 import type { Config } from '../src/config.js'
 import { createContract, type Contract, type Limits } from '../src/contract.js'
 import { createLiveSessions, type LiveSessions } from '../src/live-sessions.js'
@@ -15,6 +17,8 @@ declare module 'fastify' {
     pickup: {
       contract: Contract
       calls: Calls
+      /** The operator's; over REST only. */
+      administration: Calls
       liveSessions: LiveSessions
       /** Absent when pushes are off. */
       push: Push | undefined
@@ -27,6 +31,11 @@ declare module 'fastify' {
     }
   }
 }
+
+/** Two statements of 5 s do not fit: then the caller is told "timeout". Shorter than a shutdown waits for requests. */
+const ADMINISTRATION_DEADLINE_MS = 6_000
+/** As many as there are connections for it, see plugins/storage/index.ts. */
+const ADMINISTRATION_CALLS = 2
 
 const version = '0.1.0' // test/house.test.ts compares it with package.json
 
@@ -51,13 +60,20 @@ export default fp<{ config: Config }>(
     const quota = createQuota({ messages: config.QUOTA_MESSAGES, bytes: config.QUOTA_BYTES }, store, now)
     const pickup = createPickup({ store, outbox, push, liveSessions, quota, limits: config.limits, leaseMs: config.LEASE_MS })
     const calls = createCalls(contract, pickup, {
+      deadlineMs: CALL_DEADLINE_MS,
       maxInFlight: config.MAX_CALLS_PER_INSTANCE,
       rateLimit: createRateLimit({ perSecond: config.RATE_LIMIT_CALLS_PER_SECOND, now }),
       saturation: createSaturation(now),
       observe: app.metrics.observeCall,
     })
+    // Not observed: an alert on slow calls would take a list for one.
+    const administration = createCalls(
+      createAdministration(config.limits),
+      createAdministrator({ administration: app.administration, outbox, liveSessions, log, now }),
+      { deadlineMs: ADMINISTRATION_DEADLINE_MS, maxInFlight: ADMINISTRATION_CALLS, rateLimit: createRateLimit({ perSecond: 0, now }) },
+    )
     const { limits, MAX_CALLS_IN_FLIGHT: maxCallsInFlight } = config
-    app.decorate('pickup', { contract, calls, liveSessions, push, limits, maxCallsInFlight, version, readiness })
+    app.decorate('pickup', { contract, calls, administration, liveSessions, push, limits, maxCallsInFlight, version, readiness })
 
     async function readiness() {
       const isUp = await store.ping().then(

@@ -1,9 +1,11 @@
 import { isUtf8 } from 'node:buffer'
-import { Type, type TSchema } from '@sinclair/typebox'
+import { Type, type TObject, type TSchema } from '@sinclair/typebox'
 import type { FastifyInstance, FastifyRequest, FastifySchema } from 'fastify'
+import type { Access } from '../src/access.js'
 import type { Call, CallResult } from '../src/calls.js'
 import { CallError, errorTable } from '../src/errors.js'
 import { parseJson, type ParsedJson } from '../src/json.js'
+import type { Caller } from '../src/pickup.js'
 
 const errorAnswer = Type.Object(
   {
@@ -21,9 +23,9 @@ const errorAnswer = Type.Object(
   { title: 'Error', description: 'The call failed, and why.' },
 )
 
-/** The REST twin of every row of the contract, below /v1. */
+/** The REST twin of every row of the contract, and the administration, below /v1. */
 export default async function restRoutes(app: FastifyInstance): Promise<void> {
-  const { calls, limits } = app.pickup
+  const { calls, administration, limits } = app.pickup
 
   // The call checks its parameters, with the same words on every transport; the schemas of the routes are for the docs.
   app.setValidatorCompiler(() => () => true)
@@ -35,26 +37,41 @@ export default async function restRoutes(app: FastifyInstance): Promise<void> {
     return parseJson(body.toString(), limits.maxDepth, 'body')
   })
 
-  for (const call of calls.byName.values()) {
-    const [method, url] = call.operation.http.split(' ') as [string, string]
-    const bodyIsRead = method === 'POST' || method === 'PUT'
-    app.route({
-      method,
-      url,
-      schema: describe(call, url, bodyIsRead),
-      handler: (request) => {
-        const { value, payloads } = (request.body as ParsedJson | undefined) ?? { value: {} }
-        const given = bodyIsRead ? value : request.query
-        if (typeof given !== 'object' || given === null || Array.isArray(given)) {
-          throw new CallError('invalid_params', 'The body must be a JSON object with the parameters by name.', { field: 'body' })
-        }
-        return call.run({ ...given, ...(request.params as object) }, payloads?.get(0), {})
-      },
-    })
-  }
+  for (const call of calls.byName.values()) serve(app, call, 'mediator', tagOf(call.operation.http), () => ({}))
+  for (const call of administration.byName.values()) serve(app, call, 'admin', 'administration', ({ client }) => ({ client }))
 }
 
-function describe({ name, operation }: Call, url: string, bodyIsRead: boolean): FastifySchema & Record<string, unknown> {
+function serve(app: FastifyInstance, call: Call, access: Access, tag: string, callerOf: (request: FastifyRequest) => Caller): void {
+  const [method, url] = call.operation.http.split(' ') as [string, string]
+  const bodyIsRead = method === 'POST' || method === 'PUT'
+  app.route({
+    method,
+    url,
+    config: { access },
+    schema: describe(call, url, bodyIsRead, tag),
+    handler: (request) => {
+      const { value, payloads } = (request.body as ParsedJson | undefined) ?? { value: {} }
+      const given = bodyIsRead ? value : fromQuery(request.query as object, call.operation.params)
+      if (typeof given !== 'object' || given === null || Array.isArray(given)) {
+        throw new CallError('invalid_params', 'The body must be a JSON object with the parameters by name.', { field: 'body' })
+      }
+      return call.run({ ...given, ...(request.params as object) }, payloads?.get(0), callerOf(request))
+    },
+  })
+}
+
+/** A query is all texts: what is to be a whole number and looks like one is one. */
+function fromQuery(query: object, { properties }: TObject): object {
+  const isNumber = ([field, text]: [string, unknown]) =>
+    properties[field]?.type === 'integer' && typeof text === 'string' && /^-?\d+$/.test(text)
+  return Object.fromEntries(Object.entries(query).map((entry) => (isNumber(entry) ? [entry[0], Number(entry[1])] : entry)))
+}
+
+function tagOf(http: string): string {
+  return http.endsWith('live-session') ? 'live sessions' : http.endsWith('push-token') ? 'pushes' : 'messages'
+}
+
+function describe({ name, operation }: Call, url: string, bodyIsRead: boolean, tag: string): FastifySchema & Record<string, unknown> {
   const { summary, description, params, result, example } = operation
   const inPath = url.split('/').flatMap((part) => (part.startsWith(':') ? [part.slice(1)] : []))
   const fields = Object.keys(params.properties)
@@ -81,7 +98,7 @@ function describe({ name, operation }: Call, url: string, bodyIsRead: boolean): 
     operationId: name,
     summary,
     description,
-    tags: [url.endsWith('live-session') ? 'live sessions' : url.endsWith('push-token') ? 'pushes' : 'messages'],
+    tags: [tag],
     params: pick(inPath),
     ...(bodyIsRead ? { body: { ...elsewhere, examples: [exampleBody] } } : { querystring: elsewhere }),
     response: { 200: answer, default: errorAnswer },

@@ -1,17 +1,14 @@
 import type { Static, TObject, TSchema } from '@sinclair/typebox'
 import { TypeCompiler, ValueErrorType, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
 import type { ArrivalOrder } from './arrival-order.js'
-import type { Contract, Operation, OperationName } from './contract.js'
+import type { Operation } from './contract.js'
 import { CallError, toCallError, type ErrorName } from './errors.js'
 import type { JsonText } from './json.js'
-import type { Caller, Pickup } from './pickup.js'
+import type { Caller } from './pickup.js'
 import type { RateLimit } from './rate-limit.js'
 import type { Saturation } from './saturation.js'
 
-/**
- * Every call is answered within 1.5 s, because the existing client gives up after 2 s. What is not done by then goes on,
- * but its caller is told that the outcome is unknown.
- */
+/** Every call of a mediator is answered within 1.5 s, because the existing client gives up after 2 s. */
 export const CALL_DEADLINE_MS = 1_400
 
 /** One operation, ready to be called by any transport. */
@@ -28,12 +25,14 @@ export interface CallResult {
 }
 
 export interface CallsOptions {
+  /** When a call is answered at the latest. What is not done by then goes on, but its caller is told that the outcome is unknown. */
+  deadlineMs: number
   /** Calls of this instance that may run at the same time. */
   maxInFlight: number
   rateLimit: RateLimit
-  saturation: Saturation
+  saturation?: Saturation
   /** Told how each call ended, for whoever watches the service. It is on the path of every call. */
-  observe(name: OperationName, outcome: 'ok' | ErrorName, ms: number): void
+  observe?(name: string, outcome: 'ok' | ErrorName, ms: number): void
 }
 
 export interface Calls {
@@ -45,14 +44,18 @@ export interface Calls {
   drain(): Promise<void>
 }
 
-/** Joins each row of the contract with the method of the same name. */
-export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, rateLimit, saturation, observe }: CallsOptions): Calls {
+/** Joins each row of a table of operations with the method of the same name. */
+export function createCalls<Name extends string>(
+  operations: Record<Name, Operation>,
+  methods: Record<Name, (params: never, caller: Caller) => Promise<unknown>>,
+  { deadlineMs, maxInFlight, rateLimit, saturation, observe }: CallsOptions,
+): Calls {
   let inFlight = 0
   let onIdle: (() => void) | undefined
   let draining = false
 
   const byName = new Map<string, Call>()
-  for (const name of Object.keys(contract) as OperationName[]) byName.set(name, createCall(name))
+  for (const name of Object.keys(operations) as Name[]) byName.set(name, createCall(name))
 
   return {
     byName,
@@ -64,10 +67,10 @@ export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, r
     },
   }
 
-  function createCall(name: OperationName): Call {
-    const operation = contract[name] as Operation
+  function createCall(name: Name): Call {
+    const operation = operations[name]
     const check = TypeCompiler.Compile(operation.params)
-    const method = pickup[name] as (params: Static<TObject>, caller: Caller) => Promise<unknown>
+    const method = methods[name] as (params: Static<TObject>, caller: Caller) => Promise<unknown>
     const stringify = (value: unknown) => (operation.stringify ? operation.stringify(value) : JSON.stringify(value))
     const overlaps = operation.overlaps && name
 
@@ -87,7 +90,7 @@ export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, r
           outcome = toCallError(error).code
           throw error
         } finally {
-          observe(name, outcome, performance.now() - started)
+          observe?.(name, outcome, performance.now() - started)
         }
       },
     }
@@ -104,7 +107,7 @@ export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, r
         limit: maxInFlight,
       })
     }
-    if (saturation.isSaturated()) {
+    if (saturation?.isSaturated()) {
       throw new CallError('overloaded', 'This instance is too slow at the moment to answer in time: try again, or another instance.')
     }
   }
@@ -122,24 +125,24 @@ export function createCalls(contract: Contract, pickup: Pickup, { maxInFlight, r
       return await new Promise<T>((resolve, reject) => {
         timer = setTimeout(() => {
           isOver = true
-          reject(timeout())
-        }, CALL_DEADLINE_MS)
-        const task = () => (isOver ? Promise.reject(timeout()) : call())
+          reject(timeout(deadlineMs))
+        }, deadlineMs)
+        const task = () => (isOver ? Promise.reject(timeout(deadlineMs)) : call())
         ;(inOrder ? inOrder(task) : task()).then(resolve, reject)
       })
     } finally {
       clearTimeout(timer)
-      saturation.observe(performance.now() - began)
+      saturation?.observe(performance.now() - began)
       inFlight--
       if (inFlight === 0) onIdle?.()
     }
   }
 }
 
-function timeout(): CallError {
+function timeout(deadlineMs: number): CallError {
   return new CallError(
     'timeout',
-    `Not answered within ${CALL_DEADLINE_MS} ms; it may have taken effect. Repeat addMessage with the same idempotencyKey.`,
+    `Not answered within ${deadlineMs} ms; it may have taken effect. Repeat addMessage with the same idempotencyKey.`,
   )
 }
 
@@ -177,12 +180,15 @@ function invalid(error: ValueError | undefined): CallError {
       return complain(`must have at most ${schema.maxItems} items, it has ${(value as unknown[]).length}`, schema.maxItems as number)
     case ValueErrorType.IntegerMinimum:
       return complain(`must be at least ${schema.minimum}`, schema.minimum as number)
+    case ValueErrorType.IntegerMaximum:
+      return complain(`must be at most ${schema.maximum}`, schema.maximum as number)
     default:
       return complain(`must be ${expected(schema)}, it is ${nameOf(value)}`)
   }
 }
 
 function expected(schema: TSchema): string {
+  if (schema.const !== undefined) return JSON.stringify(schema.const)
   if (Array.isArray(schema.anyOf)) return (schema.anyOf as TSchema[]).map(expected).join(' or ')
   const article = /^[aeio]/.test(String(schema.type)) ? 'an' : 'a'
   return `${schema.minLength ? 'a non-empty' : article} ${schema.type as string}`

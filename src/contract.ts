@@ -298,6 +298,6 @@ export function stringifyMessages(messages: readonly StoredMessage[]): string {
   return text + ']'
 }
 
-function operation<Params extends TObject, Result extends TSchema>(row: Operation<Params, Result>): Operation<Params, Result> {
+export function operation<Params extends TObject, Result extends TSchema>(row: Operation<Params, Result>): Operation<Params, Result> {
   return row
 }

@@ -96,6 +96,8 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   let releasing = false
   /** Messages that no hint had brought and that tick() found. */
   let rescued = 0
+  /** Messages delivered once more: what is claimed again was in flight in this very session, and not removed in time. */
+  let leasesExpired = 0
   let failures = 0
   let lastFailure: unknown
 
@@ -306,8 +308,8 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   }
 
   /** For whoever watches the service. */
-  function stats(): { sessions: number; rescued: number } {
-    return { sessions: open.size, rescued }
+  function stats(): { sessions: number; rescued: number; leasesExpired: number } {
+    return { sessions: open.size, rescued, leasesExpired }
   }
 
   /** Ends every session of this instance in one statement. The sockets stay; the caller closes them. */
@@ -353,6 +355,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
           for (const { id, payloadBytes } of messages) enterWindow(session, id, payloadBytes, until)
           if (session.isRescue) rescued += messages.length
           send(session, messages)
+          leasesExpired += messages.filter(({ deliveries }) => deliveries > 1).length
           if (messages.some(({ deliveries }) => deliveries === 2)) onOverdue?.(connectionId)
         }
         session.isRescue = false

@@ -217,6 +217,84 @@ export interface PushOutbox {
   sweep(): Promise<void>
 }
 
+/** How one queue stands. */
+export interface QueueSummary {
+  /** All that is stored, in flight or not, as `MessageStore.depth` counts it. */
+  messages: number
+  bytes: number
+  /** ISO 8601, like all times here; the earliest of its messages. Absent when there are none. */
+  oldestReceivedAt?: string
+  oldestAcceptedAt?: string
+  /** Messages that `claim` will not return any more, in whatever session, because they were delivered in vain too often. */
+  parked: number
+}
+
+/** What is told of a message. Never its payload, nor its DIDs. */
+export interface MessageMetadata {
+  id: string
+  bytes: number
+  /** How many. */
+  recipientDids: number
+  receivedAt: string
+  acceptedAt: string
+  deliveries: number
+}
+
+export interface KnownLiveSession {
+  sessionId: string
+  instanceId?: string
+  since: string
+  expiresAt?: string
+}
+
+/** Absent `next`: this was the last page. A `cursor` is the `next` of a page of the same list. */
+export interface Page<Item> {
+  items: Item[]
+  next?: string
+}
+
+export interface PageRequest {
+  limit: number
+  cursor?: string
+}
+
+/** Which messages of a connection. All conditions hold together. */
+export interface Selection {
+  connectionId: string
+  olderThanSeconds?: number
+  ids?: readonly string[]
+}
+
+/**
+ * What the operator asks about the queue, and does to it. It shows sizes, times and names of connections, and nothing that tells who
+ * writes to whom.
+ *
+ * A page is cut by value and not by number, so an item that does not change is on exactly one page, whatever is added or removed
+ * meanwhile. Lists across connections may read the whole queue; every call ends within seconds all the same, by failing as
+ * `timeout` if it must. However long it takes, no other port waits for it.
+ *
+ * A cursor that is not of this list is refused as `invalid_params`.
+ */
+export interface Administration {
+  /** Connections that have messages, those with most of it first; of equals, any order that stays. */
+  connections(
+    page: PageRequest & { by: 'depth' | 'age' | 'bytes' },
+  ): Promise<Page<QueueSummary & { connectionId: string; isLive: boolean }>>
+  summary(connectionId: string): Promise<QueueSummary>
+  /** The session that counts now, on whatever instance. */
+  liveSession(connectionId: string): Promise<KnownLiveSession | undefined>
+  /** Oldest first. `inFlight` only for what is in flight now. */
+  messages(
+    page: PageRequest & { connectionId: string },
+  ): Promise<Page<MessageMetadata & { inFlight?: { by: 'take' | 'delivery'; until: string } }>>
+  /** By connection, oldest first. */
+  parked(page: PageRequest): Promise<Page<MessageMetadata & { connectionId: string }>>
+  /** `upTo` marks the newest of them; absent when there are none. */
+  measure(selection: Selection): Promise<{ messages: number; bytes: number; upTo?: string }>
+  /** Deletes of the selection, oldest first and up to that mark, as many as one short transaction should. @returns none when all are gone */
+  purge(selection: Selection & { upTo: string }): Promise<{ ids: string[]; bytes: number }>
+}
+
 /** Hands a wake-up to a push service. A refusal is a value; it throws only for a bug. */
 export interface PushSender {
   /** By name; the first is the default. */

@@ -3,6 +3,7 @@ import { writeFileSync } from 'node:fs'
 import { request } from 'node:http'
 import pg from 'pg'
 import t from 'tap'
+import { createAdministration } from '../src/administration.js'
 import { readConfig } from '../src/config.js'
 import { createContract, type Operation, type OperationName } from '../src/contract.js'
 import { errorTable, type ErrorName } from '../src/errors.js'
@@ -44,6 +45,8 @@ async function refusedUpgrade(url: string, headers: Record<string, string> = {},
 const contract = createContract(readConfig({}).limits)
 const names = Object.keys(contract) as OperationName[]
 
+const administration = Object.entries(createAdministration(readConfig({}).limits)) as unknown as [string, Operation][]
+
 /** All that the store holds. What was refused must not have changed any of it. */
 async function everything(service: Service): Promise<unknown> {
   const client = new pg.Client(service.databaseUrl)
@@ -63,8 +66,12 @@ function paramsOf(name: OperationName, connectionId: string, id: string): Record
   return 'messageIds' in params ? { ...params, messageIds: [id] } : params
 }
 
-function restTwin(name: OperationName, { connectionId, ...rest }: Record<string, unknown>): [verb: string, path: string, body: unknown] {
-  const [verb, url] = (contract[name] as Operation).http.split(' ') as [string, string]
+function restTwin(name: OperationName, params: Record<string, unknown>): [verb: string, path: string, body: unknown] {
+  return overRest(contract[name], params)
+}
+
+function overRest({ http }: Operation, { connectionId, ...rest }: Record<string, unknown>): [verb: string, path: string, body: unknown] {
+  const [verb, url] = http.split(' ') as [string, string]
   const path = `/v1${url.replace(':connectionId', connectionId as string)}`
   if (verb === 'POST' || verb === 'PUT') return [verb, path, rest]
   return [verb, `${path}?${new URLSearchParams(rest as Record<string, string>).toString()}`, undefined]
@@ -147,6 +154,29 @@ t.test('the access matrix', async (t) => {
     })
   }
 
+  for (const [name, operation] of administration) {
+    await t.test(
+      `${name} of the administration is for a key with the scope admin, and refused to all others without a trace`,
+      async (t) => {
+        const untouched = await everything(service)
+        // What would do harm if it were done: the purge is no dry run.
+        const params = (connectionId: string) => ({
+          ...operation.example.params,
+          connectionId,
+          ...(name === 'purgeMessages' && { dryRun: false }),
+        })
+        for (const [who, headers, code] of [...outsiders.slice(0, 5), ['a mediator', bearer('mediator'), 'forbidden'] as const]) {
+          const { status, body } = await rest(service, ...overRest(operation, params(connectionId)), headers)
+          t.equal(status, errorTable[code].status, who)
+          t.match(body, { error: { code: errorTable[code].code, data: { code } } })
+        }
+        t.same(await everything(service), untouched, 'nothing was removed, and no session ended')
+        for (const headers of [bearer('admin'), basic('admin'), bearer('both')])
+          t.equal((await rest(service, ...overRest(operation, params(newConnectionId())), headers)).status, 200)
+      },
+    )
+  }
+
   await t.test('every route that says nothing of access asks for the scope mediator', async (t) => {
     const open = ['/', '/health', '/ready']
     const served = service.routes.filter(({ method }) => String(method) !== 'HEAD')
@@ -199,6 +229,7 @@ t.test('without keys everything is open, and the docs speak of no keys', async (
   const service = await startService(t)
   t.equal((await rest(service, 'GET', '/v1/connections/a/messages/count')).body, 0)
   t.equal((await rest(service, 'GET', '/metrics')).status, 200)
+  t.equal((await rest(service, 'GET', '/v1/admin/connections')).status, 200)
   t.equal((await rest(service, 'GET', '/docs/json')).body.security, undefined)
 })
 

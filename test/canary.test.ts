@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import pg from 'pg'
 import t from 'tap'
+import { createAdministration } from '../src/administration.js'
 import { createContract, type Operation, type OperationName } from '../src/contract.js'
 import { readConfig } from '../src/config.js'
 import { startServer } from './helpers/process.js'
@@ -46,12 +47,26 @@ function paramsOf(name: OperationName, connectionId: string, spoil: boolean): Re
   return { connectionId, ...rest }
 }
 
-t.test('no payload, DID, token or key is in a log line, a metric or the answer to a call that failed', async (t) => {
+const administration = Object.entries(createAdministration(readConfig({}).limits)) as unknown as [string, Operation][]
+
+/** The same for the administration, of a connection whose mail and push token are canaries. */
+function administrationParams(name: string, connectionId: string, spoil: boolean): Record<string, unknown> {
+  const of: Record<string, unknown> = {
+    ...(name === 'listConnections' && { by: spoil ? CANARY.did : 'age' }),
+    ...(name.startsWith('list') && spoil && { cursor: CANARY.payload }),
+    ...(name === 'purgeMessages' && { messageIds: [spoil ? { [CANARY.did]: CANARY.token } : CANARY.payload], dryRun: false }),
+    ...(name === 'endLiveSession' && { sessionId: spoil ? CANARY.payload.repeat(100) : CANARY.did }),
+  }
+  return name === 'inspectConnection' && spoil ? { connectionId: '' } : { connectionId, ...of }
+}
+
+t.test('no payload, DID, token or key is in a log line, a metric, an error or what the operator is shown', async (t) => {
   const databaseUrl = await testDatabase(t)
   const server = await startServer({ DATABASE_URL: databaseUrl, LOG_LEVEL: 'trace', API_KEYS: `canary:mediator+admin:${CANARY.key}` })
   t.teardown(() => server.end('SIGTERM'))
   const authorization = `Bearer ${CANARY.key}`
   const said: string[] = [] // by the service, of calls that failed
+  const shown: string[] = [] // to the operator
   let failures = 0
   let successes = 0
 
@@ -62,12 +77,24 @@ t.test('no payload, DID, token or key is in a log line, a metric or the answer t
       ...(body !== undefined && { body: typeof body === 'string' ? body : JSON.stringify(body) }),
     })
     const text = await response.text()
-    if (response.ok) return void successes++
+    if (response.ok) {
+      if (path.startsWith('/v1/admin')) shown.push(text)
+      return void successes++
+    }
     failures++
     said.push(text, JSON.stringify([...response.headers]))
   }
+  const call = async ({ http }: Operation, { connectionId, ...params }: Record<string, unknown>) => {
+    const [verb, url] = http.split(' ') as [string, string]
+    const path = `/v1${url.replace(':connectionId', String(connectionId))}`
+    if (verb === 'POST' || verb === 'PUT') await rest(verb, path, params)
+    else await rest(verb, `${path}?${new URLSearchParams(params as Record<string, string>).toString()}`)
+  }
   const callAll = async (spoil: boolean) => {
     const client = await connect(server.ws, undefined, { authorization })
+    const full = newConnectionId()
+    for (const name of ['addMessage', 'setPushToken'] as const) await call(contract[name], paramsOf(name, full, false))
+    for (const [name, operation] of administration) await call(operation, administrationParams(name, full, spoil))
     for (const name of names) {
       const connectionId = newConnectionId()
       const params = paramsOf(name, connectionId, spoil)
@@ -78,11 +105,7 @@ t.test('no payload, DID, token or key is in a log line, a metric or the answer t
       } else {
         successes++
       }
-      const [verb, url] = (contract[name] as Operation).http.split(' ') as [string, string]
-      const body = Object.fromEntries(Object.entries(params).filter(([field]) => field !== 'connectionId'))
-      const path = `/v1${url.replace(':connectionId', connectionId)}`
-      if (verb === 'POST' || verb === 'PUT') await rest(verb, path, body)
-      else await rest(verb, `${path}?${new URLSearchParams(body as Record<string, string>).toString()}`)
+      await call(contract[name], { ...params, connectionId })
     }
     for (const frame of [`{"jsonrpc":"2.0","id":1,"method":"${CANARY.payload}"}`, `{"${CANARY.payload}"`, `[{"x":"${CANARY.did}"}]`]) {
       const answer = JSON.stringify(await client.raw(frame))
@@ -127,9 +150,15 @@ t.test('no payload, DID, token or key is in a log line, a metric or the answer t
 
   t.ok(successes >= 16 && failures >= 30, `${successes} calls succeeded and ${failures} failed`)
   t.ok(server.log.length > 20, 'the log has lines')
+  t.ok(shown.join('\n').includes(CANARY.token.slice(-6)), 'the operator is shown the end of the token')
+  t.ok(
+    server.log.some(({ msg }) => msg === 'messages were purged'),
+    'a purge is in the log',
+  )
   for (const [what, canary] of Object.entries(CANARY)) {
     t.notOk(JSON.stringify(server.log).includes(canary), `no ${what} in the log`)
     t.notOk(metrics.includes(canary), `no ${what} in the metrics`)
     t.notOk(said.join('\n').includes(canary), `no ${what} in the answer of an error`)
+    t.notOk(shown.join('\n').includes(canary), `no ${what} in what the operator is shown`)
   }
 })

@@ -44,6 +44,21 @@ t.test('calls are counted by method and outcome, over both transports, with thei
   t.equal(value(text, 'mpr_pubsub_up'), 1)
 })
 
+t.test('what is delivered again because its lease ran out is counted, and a first delivery is not', async (t) => {
+  const service = await startService(t)
+  const owner = await service.connect()
+  const connectionId = newConnectionId()
+  await owner.call('addLiveSession', { connectionId, sessionId: 's' })
+  await owner.call('addMessage', message(connectionId, 1))
+  const [first] = await owner.received(1)
+  t.equal(value(await scrape(service), 'mpr_leases_expired_total'), 0)
+  await service.inside.pg.pool.query(`UPDATE queued_messages SET in_flight_until = in_flight_until - interval '1 hour'`)
+  await owner.call('addMessage', message(connectionId, 2)) // makes the session look
+  const ids = (await owner.received(3)).map(({ id }) => id)
+  t.equal(ids.filter((id) => id === first!.id).length, 2)
+  t.equal(value(await scrape(service), 'mpr_leases_expired_total'), 1)
+})
+
 t.test('the queue is measured without reading it, and not for each scrape', async (t) => {
   const service = await startService(t)
   const client = await service.connect()

@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
+import { createAdministration } from '../src/administration.js'
 import { readConfig } from '../src/config.js'
 import { createContract, type Operation, type OperationName } from '../src/contract.js'
 import { errorTable, type ErrorName } from '../src/errors.js'
@@ -9,6 +10,9 @@ import { DID, message, newConnectionId, startService, type Service, type TestSoc
 const settings = { MAX_DID_LENGTH: '200', MAX_PAYLOAD_BYTES: '2000', QUOTA_MESSAGES: '3' }
 const contract = createContract(readConfig(settings).limits)
 const operations = Object.entries(contract) as unknown as [OperationName, Operation][]
+const administration = Object.entries(createAdministration(readConfig(settings).limits)) as unknown as [string, Operation][]
+/** All that is REST. */
+const documented: [string, Operation][] = [...operations, ...administration]
 const service = await startService(t, settings)
 
 /** What a transport answered: the JSON text of the result, or that of the error. */
@@ -212,6 +216,12 @@ t.test('rpc.discover describes every operation of the contract', async (t) => {
   }
 })
 
+t.test('the administration is no method of JSON-RPC', async (t) => {
+  const client = await service.connect()
+  for (const [name, { example }] of administration)
+    t.match((await client.ask(name, example.params)).error, { data: { code: 'method_not_found' } })
+})
+
 t.test('what api.md calls optional is optional, and the rest is required', async (t) => {
   const client = await service.connect()
   const { methods } = await client.call('rpc.discover')
@@ -261,27 +271,28 @@ async function createValidator(schemas: Record<string, object>): Promise<(name: 
   }
 }
 
-t.test('/docs/json is OpenAPI 3.1 with every operation of the contract', async (t) => {
+t.test('/docs/json is OpenAPI 3.1 with every operation of the contract and of the administration', async (t) => {
   const { document, byId } = await openApi()
   t.match(document.openapi, /^3\.1\.\d+$/)
-  t.same([...byId.keys()].sort(), Object.keys(contract).sort())
-  for (const [name, { summary, http }] of operations) {
+  t.same([...byId.keys()].sort(), documented.map(([name]) => name).sort())
+  for (const [name, { summary, http }] of documented) {
     const { verb, path, ...operation } = byId.get(name)
     t.equal(`${verb.toUpperCase()} ${path}`, http.replace(' ', ' /v1').replace(':connectionId', '{connectionId}'))
     t.equal(operation.summary, summary)
+    t.equal(operation.tags[0] === 'administration', !(name in contract), `${name}: its tag`)
   }
 })
 
 t.test('/docs/json has every parameter, required or not, in its place', async (t) => {
   const { byId } = await openApi()
-  for (const [name, { params }] of operations) {
+  for (const [name, { params }] of documented) {
     const { parameters = [], requestBody } = byId.get(name)
     const body = requestBody?.content['application/json'].schema
     const found = [
       ...parameters.map((parameter: any) => [parameter.name, parameter.required ?? false]),
       ...Object.keys(body?.properties ?? {}).map((field) => [field, body.required?.includes(field) ?? false]),
     ]
-    const expected = Object.keys(params.properties).map((field) => [field, params.required!.includes(field)])
+    const expected = Object.keys(params.properties).map((field) => [field, params.required?.includes(field) ?? false])
     t.same(Object.fromEntries(found), Object.fromEntries(expected), name)
     t.equal(found.length, expected.length, `${name}: each once`)
     for (const parameter of parameters)
@@ -291,7 +302,7 @@ t.test('/docs/json has every parameter, required or not, in its place', async (t
 
 t.test('/docs/json has examples that are valid against their own schema', async (t) => {
   const { byId } = await openApi()
-  for (const [name, { example }] of operations) {
+  for (const [name, { example }] of documented) {
     const { parameters, requestBody, responses } = byId.get(name)
     const body = requestBody?.content['application/json']
     const answer = responses['200'].content?.['application/json']

@@ -6,37 +6,22 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t from 'tap'
+import { comparable, example } from './helpers/example.js'
 import { startService, testDatabase } from './helpers/service.js'
 
 const readme = readFileSync(new URL('../README.md', import.meta.url), 'utf8')
 const service = await startService(t)
 
-/** Lines without what differs from run to run. Two of the WebSocket's may change places. */
-const comparable = (output: string) =>
-  output
-    .trim()
-    .replace(/\d+-[0-9a-z]{1,6}(?=")/g, 'ID')
-    .replace(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, 'TIME')
-    .split('\n')
-    .sort()
-
-function example(name: string): { script: string; expected: string } {
-  const [, script, expected] = new RegExp(
-    `<!-- example: ${name} -->\n\`\`\`sh\n([\\s\\S]*?)\`\`\`[\\s\\S]*?\`\`\`text\n([\\s\\S]*?)\`\`\``,
-  ).exec(readme)!
-  return { script: script!, expected: expected! }
-}
-
 for (const name of ['curl', 'websocket']) {
   t.test(`the ${name} example of the README prints what the README says`, async (t) => {
-    const { script, expected } = example(name)
+    const { script, expected } = example('README.md', name)
     const { stdout } = await promisify(execFile)('bash', ['-c', script.replaceAll('127.0.0.1:3000', service.url.replace('http://', ''))])
     t.same(comparable(stdout), comparable(expected))
   })
 }
 
 t.test('the example of keys in the README starts a service that lets in who has the secret', async (t) => {
-  const { script, expected } = example('keys')
+  const { script, expected } = example('README.md', 'keys')
   const folder = mkdtempSync(join(tmpdir(), 'mpr-readme-'))
   t.teardown(() => rmSync(folder, { recursive: true }))
   const probe = createServer().listen(0, '127.0.0.1')

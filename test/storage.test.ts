@@ -1,10 +1,12 @@
 import pg from 'pg'
 import t, { type Test } from 'tap'
 import { migrateDatabase } from '../plugins/storage/migrate.js'
+import { createPostgresAdministration } from '../plugins/storage/postgres-administration.js'
 import { createPostgresOutbox } from '../plugins/storage/postgres-outbox.js'
 import { createPostgresSessions } from '../plugins/storage/postgres-sessions.js'
 import { createPostgresStore } from '../plugins/storage/postgres-store.js'
 import { createQuery } from '../plugins/storage/query.js'
+import { administrationContract } from './contracts/administration.js'
 import { pushOutboxContract } from './contracts/push-outbox.js'
 import { storeContract } from './contracts/store.js'
 import { testDatabase } from './helpers/service.js'
@@ -41,7 +43,7 @@ for (const [name, change, pushes] of [
   ['Postgres, with pushes,', '', true],
   ['Postgres with tables partitioned by connection_id', PARTITIONED, false],
 ] as const) {
-  t.test(`the store and the sessions on ${name} keep their contract`, async (t) => {
+  t.test(`the store, the sessions and the administration on ${name} keep their contracts`, async (t) => {
     const connectionString = await testDatabase(t)
     await migrateDatabase({ connectionString }, { apply: true, log })
     const admin = new pg.Client(connectionString)
@@ -56,6 +58,10 @@ for (const [name, change, pushes] of [
     const sessions = createPostgresSessions({ pool, query, pushWindowMs: pushes ? 5_000 : undefined })
     await sessions.renew()
     await storeContract(t, { stores: [newStore(0), newStore(0)], sessions, expiring: newStore(1) })
+    await administrationContract(t, {
+      administration: createPostgresAdministration({ pool }),
+      ...{ store: newStore(0), sessions, alter: (statement) => pool.query(statement) },
+    })
   })
 }
 
@@ -79,7 +85,7 @@ t.test('four instances that boot together migrate an empty database once', async
   await client.connect()
   t.teardown(() => client.end())
   const { rows } = await client.query('SELECT count(*)::int AS migrations FROM drizzle.__drizzle_migrations')
-  t.same(rows, [{ migrations: 3 }])
+  t.same(rows, [{ migrations: 4 }])
 })
 
 t.test('a role without DDL rights can run the service on a migrated database, and is told what to do on any other', async (t) => {

@@ -84,8 +84,10 @@ export const addStatements = {
   addKeyedPushing: { name: 'add_keyed_pushing', text: insertAndOwe(UNLESS_KNOWN) },
   byKey: {
     name: 'by_key',
-    text: `SELECT seq, tag FROM queued_messages WHERE connection_id = $1 AND idempotency_key = $2
-  UNION ALL SELECT seq, tag FROM removed_keys WHERE connection_id = $1 AND idempotency_key = $2 AND payload_hash = hashtextextended($3, 0) LIMIT 1`,
+    text: `SELECT seq, tag FROM (
+    SELECT seq, tag, 1 AS place FROM removed_keys
+    WHERE connection_id = $1 AND idempotency_key = $2 AND payload_hash = hashtextextended($3, 0)
+    UNION ALL SELECT seq, tag, 2 FROM queued_messages WHERE connection_id = $1 AND idempotency_key = $2) known ORDER BY place LIMIT 1`,
   },
 } satisfies Record<string, Statement>
 
@@ -130,16 +132,23 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
   }
 
   async function addKeyed(messages: NewMessage[]): Promise<Added[]> {
-    const rows = await insertUnlessKnown(messages)
-    // Rows come back in the order in which they were written, without those whose key was there already.
-    let next = 0
-    const results = messages.map((message) => {
-      const row = rows[next]
-      if (row?.[2] !== message.connectionId || row[3] !== (message.idempotencyKey ?? null)) return undefined
-      next++
-      return toAdded(row, message)
+    // A key twice: with another payload it may be another message, and rows that come back are told apart by their keys.
+    const keys = new Set<string>()
+    const firsts = messages.filter(({ connectionId, idempotencyKey }) => {
+      if (idempotencyKey === undefined) return true
+      const key = `${connectionId}\n${idempotencyKey}`
+      return !keys.has(key) && keys.add(key)
     })
-    return Promise.all(messages.map(async (message, i) => results[i] ?? (await addedBefore(message))))
+    const rows = await insertUnlessKnown(firsts)
+    // They come back in the order in which they were written, without those whose key was known.
+    const results = new Map<NewMessage, Added>()
+    for (const message of firsts) {
+      const row = rows[results.size]
+      if (row?.[2] === message.connectionId && row[3] === (message.idempotencyKey ?? null)) results.set(message, toAdded(row, message))
+    }
+    const all: Added[] = []
+    for (const message of messages) all.push(results.get(message) ?? (await addedBefore(message)))
+    return all
   }
 
   function insertUnlessKnown(messages: NewMessage[]): Promise<AddedRow[]> {

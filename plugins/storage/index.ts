@@ -1,10 +1,11 @@
 import fastifyPostgres from '@fastify/postgres'
 import fp from 'fastify-plugin'
-import type { ClientBase, PoolConfig } from 'pg'
+import pg, { type ClientBase, type PoolConfig } from 'pg'
 import type { Config } from '../../src/config.js'
-import type { MessageStore, PushOutbox, SessionDirectory } from '../../src/ports.js'
+import type { Administration, MessageStore, PushOutbox, SessionDirectory } from '../../src/ports.js'
 import { startEmbeddedPostgres } from './embedded.js'
 import { migrateDatabase, type Connection } from './migrate.js'
+import { createPostgresAdministration } from './postgres-administration.js'
 import { createPostgresOutbox } from './postgres-outbox.js'
 import { createPostgresSessions } from './postgres-sessions.js'
 import { createPostgresStore } from './postgres-store.js'
@@ -15,6 +16,7 @@ declare module 'fastify' {
     store: MessageStore
     sessions: SessionDirectory
     pushOutbox: PushOutbox
+    administration: Administration
   }
 }
 
@@ -22,6 +24,18 @@ declare module 'fastify' {
 const STATEMENT_TIMEOUT_MS = 1_200
 const QUERY_TIMEOUT_MS = 1_300
 const CONNECT_TIMEOUT_MS = 1_000
+
+/**
+ * The administration reads whole tables and is asked by people. Its own connections, made when it is asked and closed 10 s later, keep
+ * it from the pool that calls wait for; two, so that a purge does not wait for a list. A scan takes one process of Postgres and no more.
+ */
+const ADMINISTRATION = {
+  max: 2,
+  statement_timeout: 5_000,
+  query_timeout: 5_300,
+  idleTimeoutMillis: 10_000,
+  onConnect: (client: ClientBase) => client.query(`${PLANNER}; SET max_parallel_workers_per_gather = 0`),
+}
 
 /** A claim of a push outlasts its sending by this, for a slow database. */
 const SETTLING_MS = 5_000
@@ -34,7 +48,10 @@ const SETTLING_MS = 5_000
  */
 const PLANNER = 'SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; SET plan_cache_mode = force_generic_plan'
 
-/** Decorates `store`, `sessions` and `pushOutbox`, all on one Postgres: that of DATABASE_URL, or an embedded one that lives as long as the app. */
+/**
+ * Decorates `store`, `sessions`, `pushOutbox` and `administration`, all on one Postgres: that of DATABASE_URL, or an embedded one that
+ * lives as long as the app.
+ */
 export default fp<{ config: Config }>(
   async (app, { config }) => {
     let connection: Connection
@@ -61,6 +78,11 @@ export default fp<{ config: Config }>(
     await app.register(fastifyPostgres, poolOptions)
     const { pool } = app.pg
     pool.on('error', (err) => app.log.warn({ err }, 'a database connection was lost'))
+
+    const administrationPool = new pg.Pool({ ...poolOptions, ...ADMINISTRATION })
+    administrationPool.on('error', (err) => app.log.warn({ err }, 'a database connection was lost'))
+    app.addHook('onClose', () => administrationPool.end())
+    app.decorate('administration', createPostgresAdministration({ pool: administrationPool }))
 
     const query = createQuery(pool)
     const pushes = config.FIREBASE_CREDENTIALS !== undefined

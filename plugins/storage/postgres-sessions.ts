@@ -31,6 +31,7 @@ const open = {
     SELECT seq FROM queued_messages WHERE connection_id = $1 AND now() - accepted_at > interval '5 seconds' ORDER BY seq DESC LIMIT 1), 0)
   FROM (SELECT count(*) FROM former) locked
   ON CONFLICT (connection_id) DO UPDATE SET session_id = excluded.session_id, instance_id = excluded.instance_id, expires_at = excluded.expires_at,
+    opened_at = CASE WHEN ${IS_RENEWED} THEN s.opened_at ELSE now() END,
     since = CASE WHEN ${IS_RENEWED} THEN s.since ELSE excluded.since END,
     since_seq = CASE WHEN ${IS_RENEWED} THEN s.since_seq ELSE excluded.since_seq END,
     epoch = CASE WHEN ${IS_RENEWED} THEN s.epoch ELSE nextval('live_sessions_epoch_seq') END -- after the row is locked: excluded.epoch was drawn before
