@@ -2,6 +2,8 @@ import Fastify from 'fastify'
 import pg from 'pg'
 import t from 'tap'
 import storage from '../plugins/storage/index.js'
+import { formatId } from '../plugins/storage/message-id.js'
+import { createPostgresAdministration } from '../plugins/storage/postgres-administration.js'
 import { outboxStatements } from '../plugins/storage/postgres-outbox.js'
 import { statements } from '../plugins/storage/postgres-store.js'
 import { readConfig } from '../src/config.js'
@@ -65,20 +67,21 @@ t.test('in a table of a million messages', async (t) => {
     await pool.query(`ALTER TABLE ${table} SET (autovacuum_enabled = off)`)
 
   const cases = [...queueCases(), ...(await sessionCases(pool, app.sessions))]
+  const administration = await administrationCases(pool)
   for (const { text, values } of cases) await early.explain(text, values)
   await fill(pool)
 
   t.test('plans made while it was empty read what they need and no more', (t) => check(t, early))
-  t.test('generic plans without statistics read what they need and no more', (t) => check(t, generic))
-  t.test('custom plans without statistics read what they need and no more', (t) => check(t, custom))
+  t.test('generic plans without statistics read what they need and no more', (t) => check(t, generic, administration))
+  t.test('custom plans without statistics read what they need and no more', (t) => check(t, custom, administration))
   t.test('generic plans with statistics read what they need and no more', async (t) => {
     await pool.query({ ...UNHURRIED, text: 'SET LOCAL statement_timeout = 0; ANALYZE' } as pg.QueryConfig)
-    await check(t, generic)
+    await check(t, generic, administration)
   })
-  t.test('custom plans with statistics read what they need and no more', (t) => check(t, custom))
+  t.test('custom plans with statistics read what they need and no more', (t) => check(t, custom, administration))
 
-  async function check(t: Asserts, { explain }: Connection): Promise<void> {
-    for (const { title, text, values, given, rows, reads, pages } of cases) {
+  async function check(t: Asserts, { explain }: Connection, more: Case[] = []): Promise<void> {
+    for (const { title, text, values, given, rows, reads, pages } of [...cases, ...more]) {
       const { plan, isCompiled } = await explain(text, values, given)
       const found = measure(plan)
       if (process.env.PLANS)
@@ -212,8 +215,35 @@ function queueCases(): Case[] {
   }))
 }
 
-/** As the service sends them, drizzle's too: they are caught on their way. */
-async function sessionCases(pool: pg.Pool, sessions: SessionDirectory): Promise<Case[]> {
+/**
+ * What is keyed; the lists across connections read everything, and say so. These statements have no names, so that they are planned
+ * each time and none keeps a plan made while the table was empty.
+ */
+async function administrationCases(pool: pg.Pool): Promise<Case[]> {
+  const administration = createPostgresAdministration({ pool })
+  const { caught, stop } = catchStatements(pool)
+  const all: Case[] = []
+  const add = async (title: string, call: Promise<unknown>, expected: Pick<Case, 'rows' | 'reads' | 'given'>) =>
+    all.push({ title, ...(await caught(call)), ...expected, pages: FIXED_PAGES + expected.reads * PAGES_PER_READ })
+  const ids = seqsOf(DEEP, 10).map((seq) => formatId(String(seq), 0))
+  await add('sum up a connection', administration.summary(DEEP), { rows: 1, reads: DEEP_MESSAGES })
+  await add('known session', administration.liveSession(DEEP), { rows: 1, reads: 0, given: LIVE(DEEP, 0) })
+  await add('a page of messages', administration.messages({ connectionId: DEEP, limit: 50 }), { rows: 51, reads: 51 })
+  const cursor = Buffer.from(`["messages","${MESSAGES / 2}",""]`).toString('base64url')
+  await add('another page', administration.messages({ connectionId: DEEP, limit: 50, cursor }), { rows: 51, reads: 51 })
+  const old = { connectionId: DEEP, olderThanSeconds: 60 }
+  await add('measure a purge', administration.measure(old), { rows: 1, reads: DEEP_MESSAGES })
+  await add('purge', administration.purge({ ...old, upTo: String(MESSAGES) }), { rows: 1_000, reads: 2_000 })
+  await add('purge of ids', administration.purge({ connectionId: DEEP, ids, upTo: String(MESSAGES) }), {
+    rows: 10,
+    reads: DEEP_MESSAGES + 10,
+  })
+  stop()
+  return all
+}
+
+/** Statements as the service sends them, drizzle's too, on their way. */
+function catchStatements(pool: pg.Pool) {
   const sent: Pick<Case, 'text' | 'values'>[] = []
   const query = pool.query.bind(pool) as (config: { text: string; values?: Case['values'] }, values?: Case['values']) => Promise<unknown>
   pool.query = ((config: { text: string; values?: Case['values'] }, values?: Case['values']) => {
@@ -224,6 +254,11 @@ async function sessionCases(pool: pg.Pool, sessions: SessionDirectory): Promise<
     await call
     return sent.splice(0)[nth]!
   }
+  return { caught, stop: () => (pool.query = query as never) }
+}
+
+async function sessionCases(pool: pg.Pool, sessions: SessionDirectory): Promise<Case[]> {
+  const { caught, stop } = catchStatements(pool)
   const all: Case[] = []
   const add = async (
     title: string,
@@ -262,7 +297,7 @@ async function sessionCases(pool: pg.Pool, sessions: SessionDirectory): Promise<
     pages: OWN_SESSIONS * PAGES_PER_READ,
   })
   await pool.query('TRUNCATE live_sessions, instances, push_outbox, push_reasons')
-  pool.query = query as never
+  stop()
   return all
 }
 
