@@ -1,107 +1,89 @@
-import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import WebSocket from 'ws'
+import type { Random } from '../helpers/random.js'
 import { DID } from '../helpers/service.js'
+import { CallFailed, openClient, type Client, type Outcomes } from './client.js'
 import type { Ledger } from './ledger.js'
 
 /** Mediators and senders that live through faults as real ones do: they connect again, somewhere else, and go on. */
 
-const CALL_TIMEOUT_MS = 2_000 // what the existing client gives a call
 const ACK_AFTER_MS = 20
 const TAKE = 10
+const POLL_MS = 250
+/** Of what a poller takes it does not ack one in so many. */
+const LEAVES_ONE_IN = 20
+const KIB = 1024
 
-interface Client {
-  call(method: string, params: object): Promise<any>
-  closed: Promise<number>
-  socket: WebSocket
-}
+/** Errors after which nothing has been stored. */
+const REFUSALS = new Set(['quota_exceeded', 'overloaded', 'rate_limited', 'shutting_down', 'payload_too_large', 'invalid_params'])
 
 interface Received {
   id: string
   encryptedMessage: { text: string }
 }
 
-/** Failures of calls, by the code of their error; `lost` when the socket was lost, `silent` when none came within 2 s. */
-export type Failures = Record<string, number>
+const textsOf = (messages: Received[]) => messages.map(({ encryptedMessage }) => encryptedMessage.text)
 
-async function open(url: string, failures: Failures, onEvent: (method: string, params: any) => void = () => {}): Promise<Client> {
-  const socket = new WebSocket(url, { perMessageDeflate: false, handshakeTimeout: 2_000 })
-  const pending = new Map<number, { resolve(result: unknown): void; fail(code: string): void }>()
-  let calls = 0
-  const closed = new Promise<number>((resolve) => socket.on('close', resolve))
-  socket.on('error', () => {})
-  socket.on('message', (data: Buffer) => {
-    const frame = JSON.parse(data.toString())
-    if (frame.method) return onEvent(frame.method, frame.params)
-    const call = pending.get(frame.id)
-    pending.delete(frame.id)
-    if (frame.error) call?.fail(frame.error.data.code)
-    else call?.resolve(frame.result)
-  })
-  void closed.then(() => {
-    for (const call of pending.values()) call.fail('lost')
-  })
-  await Promise.race([once(socket, 'open'), closed.then((code) => Promise.reject(new Error(`closed with ${code}`)))])
-  return {
-    socket,
-    closed,
-    call: (method, params) =>
-      new Promise((resolve, reject) => {
-        const id = ++calls
-        const fail = (code: string) => {
-          clearTimeout(timer)
-          pending.delete(id)
-          failures[code] = (failures[code] ?? 0) + 1
-          reject(new Error(`${method}: ${code}`))
-        }
-        const timer = setTimeout(() => fail('silent'), CALL_TIMEOUT_MS)
-        pending.set(id, {
-          fail,
-          resolve(result) {
-            clearTimeout(timer)
-            resolve(result)
-          },
-        })
-        if (socket.readyState !== WebSocket.OPEN) fail('lost')
-        else socket.send(JSON.stringify({ jsonrpc: '2.0', id, method, params }))
-      }),
-  }
+interface Options {
+  urls: readonly string[]
+  connections: readonly string[]
+  ledger: Ledger
+  outcomes: Outcomes
 }
 
 export interface Mediator {
   /** Resolves when all its live sessions have been opened once. */
   ready: Promise<void>
-  failures: Failures
   /** Close codes of the sockets that it lost. */
   closes: number[]
   stop(): Promise<void>
 }
 
+/** An ack is repeated until it is answered or the socket is lost: removing is idempotent. */
+async function ack(client: Client, ledger: Ledger, connectionId: string, messages: Received[]): Promise<void> {
+  while (client.socket.readyState === WebSocket.OPEN && messages.length > 0) {
+    try {
+      await client.call('removeMessages', { connectionId, messageIds: messages.map(({ id }) => id) })
+      return ledger.acked(textsOf(messages))
+    } catch {
+      await sleep(100)
+    }
+  }
+}
+
+/** @returns what came; it is in the ledger */
+async function take(client: Client, ledger: Ledger, connectionId: string): Promise<Received[]> {
+  const beganAt = performance.now()
+  const messages: Received[] = await client.call('takeFromQueue', { connectionId, limit: TAKE })
+  for (const text of textsOf(messages)) ledger.received(connectionId, text, 'take', beganAt)
+  return messages
+}
+
 /** Holds a live session for each connection on one socket, acks what it gets after 20 ms, and takes what it missed. */
-export function startMediator({ urls, connections, ledger }: { urls: string[]; connections: string[]; ledger: Ledger }): Mediator {
-  const failures: Failures = {}
+export function startMediator({ urls, connections, ledger, outcomes }: Options): Mediator {
   const closes: number[] = []
+  const acking = new Set<Promise<void>>()
   let client: Client | undefined
   let stopped = false
   let isReady = () => {}
   const ready = new Promise<void>((resolve) => (isReady = resolve))
-  void live()
+  const living = live()
 
   return {
     ready,
-    failures,
     closes,
     async stop() {
+      while (acking.size > 0) await Promise.all(acking) // what it has got it acks, as long as it has a socket
       stopped = true
       client?.socket.terminate()
-      await client?.closed
+      await living
     },
   }
 
   async function live(): Promise<void> {
     for (let turn = 0; !stopped; turn++) {
       try {
-        client = await open(urls[turn % urls.length]!, failures, onEvent)
+        client = await openClient(urls[turn % urls.length]!, outcomes, onEvent)
       } catch {
         await sleep(100)
         continue
@@ -122,11 +104,8 @@ export function startMediator({ urls, connections, ledger }: { urls: string[]; c
           mine.call('addLiveSession', { connectionId, sessionId: 's' }),
           mine.call('getAvailableMessageCount', { connectionId }),
         ])
-        let waiting = first
-        while (waiting > 0) {
-          const messages: Received[] = await mine.call('takeFromQueue', { connectionId, limit: Math.min(TAKE, waiting) })
-          await take(mine, connectionId, messages, 'take')
-          waiting = await mine.call('getAvailableMessageCount', { connectionId })
+        for (let waiting = first; waiting > 0; waiting = await mine.call('getAvailableMessageCount', { connectionId })) {
+          await ack(mine, ledger, connectionId, await take(mine, ledger, connectionId))
         }
         return
       } catch {
@@ -138,49 +117,76 @@ export function startMediator({ urls, connections, ledger }: { urls: string[]; c
   function onEvent(method: string, params: { connectionId: string; messages: Received[] }): void {
     const mine = client
     if (method !== 'messagesReceived' || !mine) return
-    for (const { encryptedMessage } of params.messages) ledger.received(params.connectionId, encryptedMessage.text, 'live')
-    setTimeout(() => void ack(mine, params.connectionId, params.messages), ACK_AFTER_MS)
+    for (const text of textsOf(params.messages)) ledger.received(params.connectionId, text, 'live')
+    const acked = sleep(ACK_AFTER_MS).then(() => ack(mine, ledger, params.connectionId, params.messages))
+    acking.add(acked)
+    void acked.finally(() => acking.delete(acked))
+  }
+}
+
+/** Takes now and then, without a live session, and does not ack some of it: that is taken again. */
+export function startPoller({ urls, connections, ledger, outcomes, random }: Options & { random: Random }): { stop(): Promise<void> } {
+  let stopped = false
+  const polling = poll()
+  return {
+    async stop() {
+      stopped = true
+      await polling
+    },
   }
 
-  async function take(mine: Client, connectionId: string, messages: Received[], via: 'take' | 'live'): Promise<void> {
-    for (const { encryptedMessage } of messages) ledger.received(connectionId, encryptedMessage.text, via)
-    await ack(mine, connectionId, messages)
-  }
-
-  async function ack(mine: Client, connectionId: string, messages: Received[]): Promise<void> {
-    // An ack is repeated until it is answered or the socket is lost: removing is idempotent.
-    while (mine.socket.readyState === WebSocket.OPEN) {
+  async function poll(): Promise<void> {
+    for (let turn = 0; !stopped; turn++) {
       try {
-        await mine.call('removeMessages', { connectionId, messageIds: messages.map(({ id }) => id) })
-        return ledger.acked(messages.map(({ encryptedMessage }) => encryptedMessage.text))
+        const client = await openClient(urls[turn % urls.length]!, outcomes)
+        while (!stopped && client.socket.readyState === WebSocket.OPEN) {
+          await Promise.all([sleep(POLL_MS), ...connections.map((connectionId) => look(client, connectionId))])
+        }
+        client.socket.terminate()
+        await client.closed
       } catch {
         await sleep(100)
       }
     }
   }
+
+  async function look(client: Client, connectionId: string): Promise<void> {
+    try {
+      const messages = await take(client, ledger, connectionId)
+      const left = messages.filter(() => random.isOneIn(LEAVES_ONE_IN))
+      ledger.left(textsOf(left))
+      await ack(
+        client,
+        ledger,
+        connectionId,
+        messages.filter((message) => !left.includes(message)),
+      )
+    } catch {
+      // counted; the next turn looks again
+    }
+  }
 }
 
-export interface Sender {
-  failures: Failures
-  stop(): Promise<void>
+/** Takes and acks everything that is left, without a live session. @returns what is counted as available after that */
+export async function drain({ urls, connections, ledger, outcomes }: Options): Promise<number> {
+  const client = await openClient(urls[0]!, outcomes)
+  const drainOne = async (connectionId: string): Promise<number> => {
+    for (;;) {
+      const messages = await take(client, ledger, connectionId)
+      if (messages.length === 0) return client.call('getAvailableMessageCount', { connectionId })
+      await ack(client, ledger, connectionId, messages)
+    }
+  }
+  const counts = await Promise.all(connections.map(drainOne))
+  client.socket.terminate()
+  await client.closed
+  return counts.reduce((sum, count) => sum + count, 0)
 }
 
 /** Adds `perSecond` messages, to one connection after the other, each add of a connection after the answer of the one before. */
-export function startSender({
-  urls,
-  connections,
-  ledger,
-  perSecond,
-  bytes = 2_000,
-}: {
-  urls: string[]
-  connections: string[]
-  ledger: Ledger
-  perSecond: number
-  bytes?: number
-}): Sender {
-  const failures: Failures = {}
-  const padding = 'x'.repeat(bytes)
+export function startSender({ urls, connections, ledger, outcomes, random, perSecond }: Options & { random: Random; perSecond: number }): {
+  stop(): Promise<void>
+} {
   let stopped = false
   let client: Promise<Client> | undefined
   let turn = 0
@@ -188,7 +194,7 @@ export function startSender({
   const running = new Set<Promise<void>>()
 
   const connected = () => {
-    client ??= open(urls[turn++ % urls.length]!, failures).then((opened) => {
+    client ??= openClient(urls[turn++ % urls.length]!, outcomes).then((opened) => {
       void opened.closed.then(() => (client = undefined))
       return opened
     })
@@ -199,7 +205,11 @@ export function startSender({
     try {
       const { call } = await connected()
       const text = ledger.adding(connectionId)
-      await call('addMessage', { connectionId, recipientDids: [DID], payload: { text, padding } })
+      const payload = { text, padding: 'x'.repeat(random.between(2 * KIB, 8 * KIB)) }
+      await call('addMessage', { connectionId, recipientDids: [DID], payload }).catch((error: unknown) => {
+        if (error instanceof CallFailed && REFUSALS.has(error.code)) ledger.refused(text)
+        throw error
+      })
       ledger.added(text)
     } catch {
       if (client) await client.catch(() => (client = undefined))
@@ -220,7 +230,6 @@ export function startSender({
   }, 5)
 
   return {
-    failures,
     async stop() {
       stopped = true
       clearInterval(timer)
@@ -230,15 +239,5 @@ export function startSender({
         () => {},
       )
     },
-  }
-}
-
-/** Waits until everything acknowledged has been received. @throws Error naming what is missing when that takes longer */
-export async function untilAllReceived(ledger: Ledger, withinMs: number): Promise<void> {
-  for (const deadline = performance.now() + withinMs; ledger.outstanding().length > 0; await sleep(20)) {
-    if (performance.now() > deadline) {
-      const missing = ledger.outstanding()
-      throw new Error(`${missing.length} messages were not received within ${withinMs} ms: ${missing.slice(0, 5).join(', ')}`)
-    }
   }
 }
