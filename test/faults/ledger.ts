@@ -11,7 +11,9 @@ export interface Ledger {
   refused(text: string): void
   /** A message came, down a socket or from take. `beganAt`: when the take that brought it was sent. */
   received(connectionId: string, text: string, via: 'live' | 'take', beganAt?: number): void
-  /** A removeMessages has been answered. */
+  /** A removeMessages was sent. Should its answer be lost, it may have taken effect, or the message comes again. */
+  acking(texts: string[]): void
+  /** It was answered. */
   acked(texts: string[]): void
   /** Received and kept from being acked by the test: it must come again, and that is no repeat. */
   left(texts: string[]): void
@@ -41,7 +43,7 @@ export interface Report {
   inversions: string[]
   /** First receptions that were redeliveries to the service: later than a lease, because the answer to the claim was lost. */
   overdue: string[]
-  /** A6: received and not acked, in the end. */
+  /** A6: received and in the end neither acked nor, for all we know, in the queue. */
   unacked: string[]
   /** A7: the longest from the answer of an add to its first reception, in milliseconds, where somebody waits. */
   worstDelayMs: number
@@ -58,6 +60,7 @@ interface Entry {
   isRefused: boolean
   receivedAt: number | undefined
   isLeft: boolean
+  isAckSent: boolean
   ackedAt: number | undefined
 }
 
@@ -85,7 +88,7 @@ export function createLedger(): Ledger {
         connectionId,
         place: (last?.place ?? 0) + 1,
         order: (last?.order ?? 0) + (together ? 0 : 1),
-        ...{ addedAt: undefined, isRefused: false, receivedAt: undefined, isLeft: false, ackedAt: undefined },
+        ...{ addedAt: undefined, isRefused: false, receivedAt: undefined, isLeft: false, isAckSent: false, ackedAt: undefined },
       }
       lasts.set(connectionId, entry)
       entries.set(nameOf(entry), entry)
@@ -107,6 +110,12 @@ export function createLedger(): Ledger {
       const before = firsts.get(way)
       if (before) before.push(entry)
       else firsts.set(way, [entry])
+    },
+    acking(texts) {
+      for (const text of texts) {
+        const entry = entries.get(text)
+        if (entry) entry.isAckSent = true
+      }
     },
     acked(texts) {
       for (const text of texts) {
@@ -131,7 +140,7 @@ export function createLedger(): Ledger {
         ),
       ),
       overdue: names((entry) => isWaitedFor(entry) && isOverdue(entry)),
-      unacked: names(({ receivedAt, ackedAt }) => receivedAt !== undefined && ackedAt === undefined),
+      unacked: names(({ receivedAt, isAckSent, ackedAt }) => receivedAt !== undefined && !isAckSent && ackedAt === undefined),
       worstDelayMs: [...entries.values()].reduce(
         (worst, entry) => (isWaitedFor(entry) ? Math.max(worst, (entry.receivedAt ?? 0) - (entry.addedAt ?? Infinity)) : worst),
         0,

@@ -43,6 +43,7 @@ export interface Mediator {
 async function ack(client: Client, ledger: Ledger, connectionId: string, messages: Received[]): Promise<void> {
   while (client.socket.readyState === WebSocket.OPEN && messages.length > 0) {
     try {
+      ledger.acking(textsOf(messages))
       await client.call('removeMessages', { connectionId, messageIds: messages.map(({ id }) => id) })
       return ledger.acked(textsOf(messages))
     } catch {
