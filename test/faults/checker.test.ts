@@ -7,7 +7,7 @@ import { DID } from '../helpers/service.js'
 import { openClient } from './client.js'
 import type { Bounds, Rule } from './rules.js'
 import { createWorld, FULL, settled, type World } from './scenario.js'
-import { drain } from './world.js'
+import { drain } from './load.js'
 
 /*
  * The check that all scenarios share is itself checked: it must find the fault of services that are broken on purpose, by the rule

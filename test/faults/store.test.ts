@@ -9,7 +9,7 @@ import { startProxy, type Proxy } from '../helpers/proxy.js'
 import { DID } from '../helpers/service.js'
 import { newOutcomes, openClient, type Client } from './client.js'
 import { FULL, LOAD_MS, scenario, settled } from './scenario.js'
-import { drain } from './world.js'
+import { drain } from './load.js'
 
 /* What may happen to Postgres and on the way there. */
 

@@ -1,244 +1,141 @@
+import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import WebSocket from 'ws'
-import type { Random } from '../helpers/random.js'
-import { DID } from '../helpers/service.js'
-import { CallFailed, openClient, type Client, type Outcomes } from './client.js'
-import type { Ledger } from './ledger.js'
+import { onDatabase } from '../helpers/postgres.js'
+import { startServer, type RunningServer, type StartOptions } from '../helpers/process.js'
+import { createRandom, type Random } from '../helpers/random.js'
+import { testDatabase } from '../helpers/service.js'
+import { newOutcomes, type Outcomes } from './client.js'
+import { createLedger, type Ledger } from './ledger.js'
+import { drain, startMediator, startPoller, startSender, type Mediator } from './load.js'
+import { violations, type Bounds, type Remains, type Violations } from './rules.js'
 
-/** Mediators and senders that live through faults as real ones do: they connect again, somewhere else, and go on. */
+/** Real processes on one Postgres, a load on them, and in the end one look at what became of everything. */
 
-const ACK_AFTER_MS = 20
-const TAKE = 10
-const POLL_MS = 250
-/** Of what a poller takes it does not ack one in so many. */
-const LEAVES_ONE_IN = 20
-const KIB = 1024
+export const FULL = process.env.FAULTS === 'full'
 
-/** Errors after which nothing has been stored. */
-const REFUSALS = new Set(['quota_exceeded', 'overloaded', 'rate_limited', 'shutting_down', 'payload_too_large', 'invalid_params'])
+/** Connections with a live session, polled, and left alone. */
+const MIX = FULL ? { live: 100, polled: 50, offline: 50 } : { live: 40, polled: 20, offline: 20 }
+const PER_SECOND = 200
+const SETTLE_MS = 5_000
 
-interface Received {
-  id: string
-  encryptedMessage: { text: string }
+/** Errors in a log that say what the fault was. */
+const EXPECTED_IN_LOG = [/^housekeeping failed/]
+
+export interface Load {
+  mediator: Mediator
+  live: string[]
+  connections: string[]
 }
 
-const textsOf = (messages: Received[]) => messages.map(({ encryptedMessage }) => encryptedMessage.text)
-
-interface Options {
-  urls: readonly string[]
-  connections: readonly string[]
+export interface World {
   ledger: Ledger
   outcomes: Outcomes
+  random: Random
+  /** Of the store, without anything between. */
+  databaseUrl: string
+  servers: RunningServer[]
+  start(settings?: Record<string, string>, options?: StartOptions): Promise<RunningServer>
+  startTwo(settings?: Record<string, string>, ofB?: Record<string, string>): Promise<{ a: RunningServer; b: RunningServer }>
+  /** Senders at `from`; mediators and pollers at `to`, the next of these when one is lost. */
+  load(options: { from: RunningServer[]; to: RunningServer[]; perSecond?: number; mix?: typeof MIX }): Promise<Load>
+  /** Stands in the results. */
+  measured(fact: string): void
+  /** Ends the load, takes and acks what is left, and says what rules were broken. */
+  finish(bounds: Bounds): Promise<Violations>
 }
 
-export interface Mediator {
-  /** Resolves when all its live sessions have been opened once. */
-  ready: Promise<void>
-  /** Close codes of the sockets that it lost. */
-  closes: number[]
-  stop(): Promise<void>
+interface Teardown {
+  teardown(end: () => unknown): void
 }
 
-/** An ack is repeated until it is answered or the socket is lost: removing is idempotent. */
-async function ack(client: Client, ledger: Ledger, connectionId: string, messages: Received[]): Promise<void> {
-  while (client.socket.readyState === WebSocket.OPEN && messages.length > 0) {
-    try {
-      ledger.acking(textsOf(messages))
-      await client.call('removeMessages', { connectionId, messageIds: messages.map(({ id }) => id) })
-      return ledger.acked(textsOf(messages))
-    } catch {
-      await sleep(100)
-    }
-  }
-}
+export async function createWorld(t: Teardown, name: string, measured: (fact: string) => void = () => {}): Promise<World> {
+  const ledger = createLedger()
+  const outcomes = newOutcomes()
+  const random = createRandom(name)
+  const ended = new Set<RunningServer>()
+  const all: string[] = []
+  const senders: { stop(): Promise<void> }[] = []
+  const receivers: { stop(): Promise<void> }[] = []
+  t.teardown(() => Promise.all([...senders, ...receivers].map((part) => part.stop())))
 
-/** @returns what came; it is in the ledger */
-async function take(client: Client, ledger: Ledger, connectionId: string): Promise<Received[]> {
-  const beganAt = performance.now()
-  const messages: Received[] = await client.call('takeFromQueue', { connectionId, limit: TAKE })
-  for (const text of textsOf(messages)) ledger.received(connectionId, text, 'take', beganAt)
-  return messages
-}
+  const world: World = {
+    ...{ ledger, outcomes, random, measured, servers: [], databaseUrl: await testDatabase(t) },
 
-/** Holds a live session for each connection on one socket, acks what it gets after 20 ms, and takes what it missed. */
-export function startMediator({ urls, connections, ledger, outcomes }: Options): Mediator {
-  const closes: number[] = []
-  const acking = new Set<Promise<void>>()
-  let client: Client | undefined
-  let stopped = false
-  let isReady = () => {}
-  const ready = new Promise<void>((resolve) => (isReady = resolve))
-  const living = live()
+    async start(settings = {}, options = {}) {
+      const server = await startServer({ DATABASE_URL: world.databaseUrl, ...settings }, options)
+      t.teardown(() => server.end('SIGKILL'))
+      world.servers.push(server)
+      const { end } = server
+      server.end = (signal) => {
+        ended.add(server)
+        return end(signal)
+      }
+      return server
+    },
 
-  return {
-    ready,
-    closes,
-    async stop() {
-      while (acking.size > 0) await Promise.all(acking) // what it has got it acks, as long as it has a socket
-      stopped = true
-      client?.socket.terminate()
-      await living
+    async startTwo(settings = {}, ofB = {}) {
+      const [a, b] = await Promise.all([world.start(settings), world.start({ ...settings, ...ofB })])
+      return { a, b }
+    },
+
+    async load({ from, to, perSecond = PER_SECOND, mix = MIX }) {
+      const [live, polled, offline] = [mix.live, mix.polled, mix.offline].map((count) => Array.from({ length: count }, () => randomUUID()))
+      const connections = [...live!, ...polled!, ...offline!]
+      all.push(...connections)
+      ledger.waiting([...polled!, ...offline!])
+      const common = { ledger, outcomes, random }
+      const mediator = startMediator({ ...common, urls: to.map(({ ws }) => ws), connections: live! })
+      receivers.push(mediator, startPoller({ ...common, urls: to.map(({ ws }) => ws), connections: polled! }))
+      await mediator.ready
+      senders.push(startSender({ ...common, urls: from.map(({ ws }) => ws), connections, perSecond }))
+      return { mediator, live: live!, connections }
+    },
+
+    async finish(bounds) {
+      await Promise.all(senders.splice(0).map((sender) => sender.stop()))
+      const { withinMs = 2_000 } = bounds
+      await settled(() => ledger.outstanding().length === 0, withinMs)
+      await Promise.all(receivers.splice(0).map((receiver) => receiver.stop()))
+      const living = world.servers.filter((server) => !ended.has(server))
+      const counted = await drain({ urls: living.map(({ ws }) => ws), connections: all, ledger, outcomes })
+      const remains = await look(world.databaseUrl, living, counted)
+      return violations(ledger.report(), outcomes, remains, bounds)
     },
   }
-
-  async function live(): Promise<void> {
-    for (let turn = 0; !stopped; turn++) {
-      try {
-        client = await openClient(urls[turn % urls.length]!, outcomes, onEvent)
-      } catch {
-        await sleep(100)
-        continue
-      }
-      const mine = client
-      await Promise.all(connections.map((connectionId) => begin(mine, connectionId)))
-      if (mine.socket.readyState === WebSocket.OPEN) isReady()
-      closes.push(await mine.closed)
-    }
-  }
-
-  /** Credo's order; then what waits, until nothing does. */
-  async function begin(mine: Client, connectionId: string): Promise<void> {
-    while (mine.socket.readyState === WebSocket.OPEN && !stopped) {
-      try {
-        const [, , first] = await Promise.all([
-          mine.call('removeLiveSession', { connectionId }),
-          mine.call('addLiveSession', { connectionId, sessionId: 's' }),
-          mine.call('getAvailableMessageCount', { connectionId }),
-        ])
-        for (let waiting = first; waiting > 0; waiting = await mine.call('getAvailableMessageCount', { connectionId })) {
-          await ack(mine, ledger, connectionId, await take(mine, ledger, connectionId))
-        }
-        return
-      } catch {
-        await sleep(100)
-      }
-    }
-  }
-
-  function onEvent(method: string, params: { connectionId: string; messages: Received[] }): void {
-    const mine = client
-    if (method !== 'messagesReceived' || !mine) return
-    for (const text of textsOf(params.messages)) ledger.received(params.connectionId, text, 'live')
-    const acked = sleep(ACK_AFTER_MS).then(() => ack(mine, ledger, params.connectionId, params.messages))
-    acking.add(acked)
-    void acked.finally(() => acking.delete(acked))
-  }
+  return world
 }
 
-/** Takes now and then, without a live session, and does not ack some of it: that is taken again. */
-export function startPoller({ urls, connections, ledger, outcomes, random }: Options & { random: Random }): { stop(): Promise<void> } {
-  let stopped = false
-  const polling = poll()
-  return {
-    async stop() {
-      stopped = true
-      await polling
-    },
-  }
-
-  async function poll(): Promise<void> {
-    for (let turn = 0; !stopped; turn++) {
-      try {
-        const client = await openClient(urls[turn % urls.length]!, outcomes)
-        while (!stopped && client.socket.readyState === WebSocket.OPEN) {
-          await Promise.all([sleep(POLL_MS), ...connections.map((connectionId) => look(client, connectionId))])
-        }
-        client.socket.terminate()
-        await client.closed
-      } catch {
-        await sleep(100)
-      }
-    }
-  }
-
-  async function look(client: Client, connectionId: string): Promise<void> {
-    try {
-      const messages = await take(client, ledger, connectionId)
-      const left = messages.filter(() => random.isOneIn(LEAVES_ONE_IN))
-      ledger.left(textsOf(left))
-      await ack(
-        client,
-        ledger,
-        connectionId,
-        messages.filter((message) => !left.includes(message)),
-      )
-    } catch {
-      // counted; the next turn looks again
-    }
-  }
+async function look(databaseUrl: string, living: readonly RunningServer[], counted: number): Promise<Remains> {
+  let rows = 0
+  let gauges: Record<string, number> = {}
+  // An add whose answer was lost may be stored a moment later, and a socket that closed is noticed a moment later.
+  await settled(async () => {
+    rows = Number((await onDatabase(databaseUrl, 'SELECT count(*) FROM queued_messages'))[0]!.count)
+    gauges = Object.assign({}, ...(await Promise.all(living.map(gaugesOf)))) as Record<string, number>
+    return rows === 0 && Object.keys(gauges).length === 0
+  }, SETTLE_MS)
+  const complaints = living.flatMap(({ child, log, url }) => [
+    ...(child.exitCode !== null || child.signalCode !== null ? [`${url} ended by itself`] : []),
+    ...log
+      .filter(({ level, msg }) => level >= 50 && !EXPECTED_IN_LOG.some((expected) => expected.test(msg)))
+      .map(({ msg }) => `${url} logged: ${msg}`),
+  ])
+  return { rows, counted, gauges, complaints }
 }
 
-/** Takes and acks everything that is left, without a live session. @returns what is counted as available after that */
-export async function drain({ urls, connections, ledger, outcomes }: Options): Promise<number> {
-  const client = await openClient(urls[0]!, outcomes)
-  const drainOne = async (connectionId: string): Promise<number> => {
-    for (;;) {
-      const messages = await take(client, ledger, connectionId)
-      if (messages.length === 0) return client.call('getAvailableMessageCount', { connectionId })
-      await ack(client, ledger, connectionId, messages)
-    }
-  }
-  const counts = await Promise.all(connections.map(drainOne))
-  client.socket.terminate()
-  await client.closed
-  return counts.reduce((sum, count) => sum + count, 0)
+/** @returns those that are not 0 */
+async function gaugesOf({ url }: RunningServer): Promise<Record<string, number>> {
+  const text = await (await fetch(`${url}/metrics`)).text()
+  const values = [...text.matchAll(/^(mpr_calls_in_flight|mpr_live_sessions|mpr_sockets) (\d+)$/gm)].map(([, name, value]) => [
+    `${name} of ${url}`,
+    Number(value),
+  ])
+  if (values.length !== 3) return { [`gauges of ${url} that were found`]: values.length }
+  return Object.fromEntries(values.filter(([, value]) => value !== 0)) as Record<string, number>
 }
 
-/** Adds `perSecond` messages, to one connection after the other, each add of a connection after the answer of the one before. */
-export function startSender({ urls, connections, ledger, outcomes, random, perSecond }: Options & { random: Random; perSecond: number }): {
-  stop(): Promise<void>
-} {
-  let stopped = false
-  let client: Promise<Client> | undefined
-  let turn = 0
-  const busy = new Set<string>()
-  const running = new Set<Promise<void>>()
-
-  const connected = () => {
-    client ??= openClient(urls[turn++ % urls.length]!, outcomes).then((opened) => {
-      void opened.closed.then(() => (client = undefined))
-      return opened
-    })
-    return client
-  }
-  const add = async (connectionId: string) => {
-    busy.add(connectionId)
-    try {
-      const { call } = await connected()
-      const text = ledger.adding(connectionId)
-      const payload = { text, padding: 'x'.repeat(random.between(2 * KIB, 8 * KIB)) }
-      await call('addMessage', { connectionId, recipientDids: [DID], payload }).catch((error: unknown) => {
-        if (error instanceof CallFailed && REFUSALS.has(error.code)) ledger.refused(text)
-        throw error
-      })
-      ledger.added(text)
-    } catch {
-      if (client) await client.catch(() => (client = undefined))
-    } finally {
-      busy.delete(connectionId)
-    }
-  }
-  const started = performance.now()
-  let sent = 0
-  const timer = setInterval(() => {
-    for (; !stopped && sent < ((performance.now() - started) / 1_000) * perSecond; sent++) {
-      const connectionId = connections[sent % connections.length]!
-      if (busy.has(connectionId)) continue
-      const adding = add(connectionId)
-      running.add(adding)
-      void adding.finally(() => running.delete(adding))
-    }
-  }, 5)
-
-  return {
-    async stop() {
-      stopped = true
-      clearInterval(timer)
-      await Promise.all(running)
-      await client?.then(
-        ({ socket }) => socket.terminate(),
-        () => {},
-      )
-    },
-  }
+/** Waits until it is so. @returns whether it was, in time */
+export async function settled(test: () => boolean | Promise<boolean>, withinMs: number): Promise<boolean> {
+  for (const deadline = performance.now() + withinMs; performance.now() < deadline; await sleep(20)) if (await test()) return true
+  return test()
 }
