@@ -11,12 +11,13 @@ import { redisBinary } from './helpers/redis.js'
 /**
  * `npm test [files]`: brings up what the tests stand on, runs them, and ends with a line `N passed, N failed`.
  * Shown are the files, what failed and what was skipped, with its reason; `npm test -- --all` shows every assertion. With `--table`
- * the results of the fault scenarios are shown as a table, with `--document` it is written to docs/faults.md.
+ * the results of the fault scenarios are shown as a table, with `--document` it is written to docs/faults.md. Runs that are given one
+ * folder as FAULTS_RESULTS add to one table.
  */
 const OWN = ['--all', '--table', '--document']
 const [all, table, document] = OWN.map((option) => process.argv.includes(option))
 const files = process.argv.slice(2).filter((argument) => !OWN.includes(argument))
-const results = mkdtempSync(join(tmpdir(), 'mpr-results-'))
+const results = process.env.FAULTS_RESULTS ?? mkdtempSync(join(tmpdir(), 'mpr-results-'))
 
 if (!(process.env.SKIP_TESTS ?? '').split(',').includes('redis')) redisBinary() // once, and not by each file at the same time
 const postgres = await startTestPostgres()
@@ -38,7 +39,7 @@ const code = tap.exitCode ?? (await new Promise<number | null>((resolve) => tap.
 await postgres.stop()
 
 const rows = readRows(results)
-rmSync(results, { recursive: true })
+if (!process.env.FAULTS_RESULTS) rmSync(results, { recursive: true })
 if (table || document) console.log(`\n${markdownTable(rows)}`)
 if (document) writeDocument(rows, SEED)
 if (rows.length > 0) console.log(`\nFAULTS_SEED=${SEED} draws the same at random`)
