@@ -135,9 +135,9 @@ async function openPlace(server: TestPostgres, redis: TestRedis, generator: Gene
   }
 }
 
-async function startGenerator(): Promise<Generator> {
+export async function startGenerator(module = `${BUILT}/bench/load.js`, execArgv: string[] = []): Promise<Generator> {
   const env = { ...process.env, NODE_OPTIONS: '' } // tap's hooks cost more than the load
-  const child = fork(`${BUILT}/bench/load.js`, { env, execArgv: [] })
+  const child = fork(module, { env, execArgv })
   await once(child, 'message')
   return {
     pid: child.pid!,

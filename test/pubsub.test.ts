@@ -7,8 +7,9 @@ import { connectOptions } from '../plugins/storage/migrate.js'
 import type { PubSub } from '../src/ports.js'
 import { pubsubContract } from './contracts/pubsub.js'
 import { makeCertificate } from './helpers/certificate.js'
+import { startFragilePostgres } from './helpers/fragile-postgres.js'
 import { startServer } from './helpers/process.js'
-import { startProxy } from './helpers/proxy.js'
+import { startProxy, type Proxy } from './helpers/proxy.js'
 import { startCluster, startRedis } from './helpers/redis.js'
 import { connect, message, testDatabase } from './helpers/service.js'
 
@@ -251,4 +252,29 @@ t.test('rediss://: TLS, with the certificate of a private authority', { skip: wi
   })
   t.teardown(() => redis.kill())
   await crosses(t, { REDIS_URL: `rediss://:secret@localhost:${redis.port + 1}`, NODE_EXTRA_CA_CERTS: certificate })
+})
+
+t.test('a Postgres that gets slow once it is connected to is given up, asked again, and takes nothing with it', async (t) => {
+  const postgres = await startFragilePostgres(t)
+  const { user, database, port } = postgres
+  let isSlow = true
+  // From the first question of the connection that publishes, also when it is one that the driver asks by itself.
+  const onAsked = (data: Buffer) => void (isSlow && /typarray|pg_notify/.test(data.toString('latin1')) && proxy.delay(() => 5_000))
+  const proxy: Proxy = await startProxy({ port, onAsked })
+  const log = recorder()
+  const pubsub = createPostgresPubSub({ connect: { host: '127.0.0.1', port: proxy.port, user, database }, log })
+  const rejections: unknown[] = []
+  const onRejection = (reason: unknown) => rejections.push(reason)
+  process.on('unhandledRejection', onRejection)
+  t.teardown(async () => {
+    process.off('unhandledRejection', onRejection)
+    await pubsub.close()
+    proxy.close()
+  })
+  await until(() => log.lines.length > 0)
+  t.match(log.lines[0], /bus is down/)
+  isSlow = false
+  proxy.heal()
+  await until(() => pubsub.isUp())
+  t.same(rejections, [], 'a process dies of a rejection that nobody handles')
 })

@@ -4,6 +4,7 @@ import t from 'tap'
 import { createClient } from '../../packages/client/src/index.js'
 import { createLedger } from '../faults/ledger.js'
 import { startProxy } from '../helpers/proxy.js'
+import { mulberry32 } from '../helpers/random.js'
 import { DID, newConnectionId, startService } from '../helpers/service.js'
 
 /*
@@ -15,19 +16,9 @@ const CONNECTIONS = 20
 const LIVE_AGAIN_MS = 2_000
 const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 32))
 
-/** [mulberry32] Small, and the same everywhere. */
-function createRandom(state: number): () => number {
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let x = Math.imul(state ^ (state >>> 15), 1 | state)
-    x = (x + Math.imul(x ^ (x >>> 7), 61 | x)) ^ x
-    return ((x ^ (x >>> 14)) >>> 0) / 2 ** 32
-  }
-}
-
 t.test(`${DROPS} drops at random under load: nothing is lost, nothing comes twice (SEED=${seed})`, async (t) => {
   t.comment(`SEED=${seed}`)
-  const random = createRandom(seed)
+  const random = mulberry32(seed)
   const service = await startService(t)
   const port = Number(new URL(service.url).port)
   const proxies = [await startProxy({ port }), await startProxy({ port })]

@@ -14,7 +14,7 @@ export interface RunningServer {
   end(signal: NodeJS.Signals): Promise<number | NodeJS.Signals>
 }
 
-interface StartOptions {
+export interface StartOptions {
   uid?: number
   gid?: number
   /** Arguments of node; absent: the sources of the service. */
