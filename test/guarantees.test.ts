@@ -24,7 +24,7 @@ function rowsOf(text: string): Row[] {
 /** Whether the file has a test of this name, and does not only speak of it. */
 function hasTest(file: string, name: string): boolean {
   const escaped = name.replace(/[.*+?^${}()|[\]\\]/g, '\\$&').replaceAll("'", "\\\\?'")
-  return new RegExp(`\\btest\\(\\s*(['"\`])${escaped}\\1`).test(read(file))
+  return new RegExp(`\\b(?:test|scenario)\\(\\s*(['"\`])${escaped}\\1`).test(read(file))
 }
 
 const rows = rowsOf(read('docs/guarantees.md'))
