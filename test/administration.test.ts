@@ -1,10 +1,12 @@
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
+import pg from 'pg'
 import t from 'tap'
 import { createAdministrator } from '../src/administrator.js'
 import type { Administration } from '../src/ports.js'
 import { comparable, example } from './helpers/example.js'
 import { bearer, secret } from './helpers/keys.js'
+import { onDatabase } from './helpers/postgres.js'
 import { startServer } from './helpers/process.js'
 import { message, newConnectionId, startService, testDatabase } from './helpers/service.js'
 
@@ -158,16 +160,16 @@ t.test('a list that reads everything holds up no call, and a third at a time is 
   const client = await service.connect()
   const connectionId = newConnectionId()
   await client.call('addMessage', message(connectionId))
-  const { pool } = service.inside.pg
-  const locker = await pool.connect()
-  await locker.query('BEGIN; LOCK TABLE live_sessions IN ACCESS EXCLUSIVE MODE') // which lists and inspections read at their end
+  const locker = new pg.Client(service.databaseUrl)
+  await locker.connect()
+  t.teardown(() => locker.end())
+  await locker.query('BEGIN; LOCK TABLE instances IN ACCESS EXCLUSIVE MODE') // which lists read at their end
   const lists = [service.rest('GET', '/v1/admin/connections'), service.rest('GET', '/v1/admin/connections?by=age')]
-  const blocked = `SELECT count(*)::int AS count FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`
-  while ((await pool.query<{ count: number }>(blocked)).rows[0]!.count < 2);
+  const blocked = `SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() AND query LIKE '%"live_sessions"%'`
+  while ((await onDatabase(service.databaseUrl, blocked)).length < 2);
   t.match(await service.rest('GET', '/v1/admin/parked-messages'), { status: 503, body: { error: { data: { code: 'overloaded' } } } })
   await client.call('addMessage', message(connectionId))
   await locker.query('ROLLBACK')
-  locker.release()
   for (const { status, body } of await Promise.all(lists)) {
     t.equal(status, 200)
     t.match(body.connections, [{ connectionId, messages: 1 }])

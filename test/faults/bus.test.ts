@@ -4,7 +4,7 @@ import type { RunningServer } from '../helpers/process.js'
 import { startProxy } from '../helpers/proxy.js'
 import { startCluster, startRedis } from '../helpers/redis.js'
 import { connect, message } from '../helpers/service.js'
-import { FULL, LOAD_MS, scenario, withoutRedis } from './scenario.js'
+import { FULL, LOAD_MS, onlyFull, scenario, withoutRedis } from './scenario.js'
 
 /* What may happen to Redis and on the way there. A hint may be lost; a message may not, nor be late by more than the reconciler is. */
 
@@ -37,23 +37,27 @@ scenario('F8: kill -9 of Redis, and an empty restart', { skip: withoutRedis, wit
   world.measured(`bus up ${Math.round(recoveredMs)} ms after Redis`)
 })
 
-scenario('F9: a black hole between one instance and Redis', { skip: withoutRedis, withinMs: RECONCILED_MS }, async (t, world) => {
-  const redis = await startRedis()
-  t.teardown(() => redis.kill())
-  const proxy = await startProxy(redis)
-  t.teardown(() => proxy.close())
-  const { a, b } = await world.startTwo({ REDIS_URL: redis.url }, { REDIS_URL: `redis://127.0.0.1:${proxy.port}` })
-  await world.load({ from: [a], to: [b] })
-  await world.load({ from: [b], to: [a] }) // what is published into the black hole
-  await sleep(LOAD_MS / 3 + world.random.between(0, 500))
-  proxy.blackHole()
-  await sleep(BLACK_HOLE_MS)
-  proxy.heal()
-  await sleep(LOAD_MS / 3)
-  world.measured(`cut off for ${BLACK_HOLE_MS / 1_000} s`)
-})
+scenario(
+  'F9: a black hole between one instance and Redis',
+  { skip: onlyFull || withoutRedis, withinMs: RECONCILED_MS },
+  async (t, world) => {
+    const redis = await startRedis()
+    t.teardown(() => redis.kill())
+    const proxy = await startProxy(redis)
+    t.teardown(() => proxy.close())
+    const { a, b } = await world.startTwo({ REDIS_URL: redis.url }, { REDIS_URL: `redis://127.0.0.1:${proxy.port}` })
+    await world.load({ from: [a], to: [b] })
+    await world.load({ from: [b], to: [a] }) // what is published into the black hole
+    await sleep(LOAD_MS / 3 + world.random.between(0, 500))
+    proxy.blackHole()
+    await sleep(BLACK_HOLE_MS)
+    proxy.heal()
+    await sleep(LOAD_MS / 3)
+    world.measured(`cut off for ${BLACK_HOLE_MS / 1_000} s`)
+  },
+)
 
-scenario('F11: a master of the Redis Cluster is killed', { skip: withoutRedis, withinMs: RECONCILED_MS }, async (t, world) => {
+scenario('F11: a master of the Redis Cluster is killed', { skip: onlyFull || withoutRedis, withinMs: RECONCILED_MS }, async (t, world) => {
   const cluster = await startCluster({ replicas: true })
   t.teardown(() => cluster.stop())
   const { a, b } = await world.startTwo({ REDIS_NODES: cluster.list })

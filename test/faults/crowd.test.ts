@@ -9,7 +9,7 @@ import type { RunningServer } from '../helpers/process.js'
 import { startProxy } from '../helpers/proxy.js'
 import { DID } from '../helpers/service.js'
 import { openClient, type Client } from './client.js'
-import { FULL, LOAD_MS, scenario, settled, type World } from './scenario.js'
+import { FULL, LOAD_MS, onlyFull, scenario, settled, type World } from './scenario.js'
 import { drain } from './load.js'
 
 /* Clients that read slowly, and many of them at once. */
@@ -39,44 +39,48 @@ async function addOne(ledger: World['ledger'], client: Client, connectionId: str
   ledger.added(text)
 }
 
-scenario('F14: a consumer that reads 1 KiB/s of 10 MiB', { maxRepeats: WINDOW_MESSAGES, allowed: ['lost'] }, async (t, world) => {
-  const { a } = await world.startTwo({ QUOTA_MESSAGES: '0' })
-  const { ledger, outcomes } = world
-  const [slow, others] = [randomUUID(), randomUUID()]
-  ledger.waiting([slow, others]) // the slow one reads for hours; what it did not get is taken in the end
-  ledger.touched([slow])
-  const client = await openClient(a.ws, outcomes)
-  await p99Of(world, client, others) // until the code is compiled
-  const before = await p99Of(world, client, others)
+scenario(
+  'F14: a consumer that reads 1 KiB/s of 10 MiB',
+  { skip: onlyFull, maxRepeats: WINDOW_MESSAGES, allowed: ['lost'] },
+  async (t, world) => {
+    const { a } = await world.startTwo({ QUOTA_MESSAGES: '0' })
+    const { ledger, outcomes } = world
+    const [slow, others] = [randomUUID(), randomUUID()]
+    ledger.waiting([slow, others]) // the slow one reads for hours; what it did not get is taken in the end
+    ledger.touched([slow])
+    const client = await openClient(a.ws, outcomes)
+    await p99Of(world, client, others) // until the code is compiled
+    const before = await p99Of(world, client, others)
 
-  const proxy = await startProxy({ port: Number(new URL(a.url).port) })
-  t.teardown(() => proxy.close())
-  const reader = new WebSocket(a.ws.replace(/:\d+/, `:${proxy.port}`), { perMessageDeflate: false })
-  reader.on('error', () => {})
-  await once(reader, 'open')
-  reader.send(JSON.stringify({ jsonrpc: '2.0', id: 1, method: 'addLiveSession', params: { connectionId: slow, sessionId: 's' } }))
-  await once(reader, 'message')
-  proxy.drip(KIB)
-  const memoryBefore = memoryOf(a.pid)
-  for (let n = 0; n < (10 * MIB) / (32 * KIB); n++) await addOne(ledger, client, slow, 32 * KIB)
-  const during = await p99Of(world, client, others)
-  const grown = (memoryOf(a.pid) - memoryBefore) / MIB
-  const [marked] = await onDatabase(
-    world.databaseUrl,
-    `SELECT count(*)::int, sum(payload_bytes)::int AS bytes FROM queued_messages WHERE connection_id = '${slow}' AND in_flight_epoch IS NOT NULL`,
-  )
-  t.ok((marked!.count as number) > 0, 'something was sent')
-  t.ok((marked!.count as number) <= WINDOW_MESSAGES, 'at most 256 messages')
-  t.ok((marked!.bytes as number) <= MIB, 'and at most 1 MiB are sent and not acked')
-  // In npm test other files run at the same time.
-  if (FULL) t.ok(during <= before * 1.2 + NOISE_MS, `the p99 of others is ${during.toFixed(1)} ms, before it was ${before.toFixed(1)} ms`)
-  reader.terminate()
-  client.socket.terminate()
-  await settled(async () => (await drain({ urls: [a.ws], connections: [slow, others], ledger, outcomes })) === 0, 5_000)
-  world.measured(
-    `${((marked!.bytes as number) / KIB).toFixed(0)} KiB sent to it, memory +${grown.toFixed(0)} MiB, p99 of others ${before.toFixed(1)} → ${during.toFixed(1)} ms`,
-  )
-})
+    const proxy = await startProxy({ port: Number(new URL(a.url).port) })
+    t.teardown(() => proxy.close())
+    const reader = new WebSocket(a.ws.replace(/:\d+/, `:${proxy.port}`), { perMessageDeflate: false })
+    reader.on('error', () => {})
+    await once(reader, 'open')
+    reader.send(JSON.stringify({ jsonrpc: '2.0', id: 1, method: 'addLiveSession', params: { connectionId: slow, sessionId: 's' } }))
+    await once(reader, 'message')
+    proxy.drip(KIB)
+    const memoryBefore = memoryOf(a.pid)
+    for (let n = 0; n < (10 * MIB) / (32 * KIB); n++) await addOne(ledger, client, slow, 32 * KIB)
+    const during = await p99Of(world, client, others)
+    const grown = (memoryOf(a.pid) - memoryBefore) / MIB
+    const [marked] = await onDatabase(
+      world.databaseUrl,
+      `SELECT count(*)::int, sum(payload_bytes)::int AS bytes FROM queued_messages WHERE connection_id = '${slow}' AND in_flight_epoch IS NOT NULL`,
+    )
+    t.ok((marked!.count as number) > 0, 'something was sent')
+    t.ok((marked!.count as number) <= WINDOW_MESSAGES, 'at most 256 messages')
+    t.ok((marked!.bytes as number) <= MIB, 'and at most 1 MiB are sent and not acked')
+    // In npm test other files run at the same time.
+    if (FULL) t.ok(during <= before * 1.2 + NOISE_MS, `the p99 of others is ${during.toFixed(1)} ms, before it was ${before.toFixed(1)} ms`)
+    reader.terminate()
+    client.socket.terminate()
+    await settled(async () => (await drain({ urls: [a.ws], connections: [slow, others], ledger, outcomes })) === 0, 5_000)
+    world.measured(
+      `${((marked!.bytes as number) / KIB).toFixed(0)} KiB sent to it, memory +${grown.toFixed(0)} MiB, p99 of others ${before.toFixed(1)} → ${during.toFixed(1)} ms`,
+    )
+  },
+)
 
 const liveNow = async ({ databaseUrl }: World) =>
   (
@@ -85,7 +89,7 @@ const liveNow = async ({ databaseUrl }: World) =>
 
 scenario(
   `F15: many sockets reconnect at once`,
-  { allowed: ['lost', 'timeout', 'overloaded'], maxRepeats: 100, withinMs: 60_000 },
+  { skip: onlyFull, allowed: ['lost', 'timeout', 'overloaded'], maxRepeats: 100, withinMs: 60_000 },
   async (t, world) => {
     const settings = { MAX_FAILED_KEYS_PER_MINUTE: '1000000' }
     let server: RunningServer = await world.start(settings)

@@ -5,7 +5,7 @@ import { createClient } from '../../packages/client/src/index.js'
 import { startRedis } from '../helpers/redis.js'
 import { connect, DID } from '../helpers/service.js'
 import { newOutcomes, openClient } from './client.js'
-import { LOAD_MS, scenario, settled, withoutRedis, type World } from './scenario.js'
+import { LOAD_MS, onlyFull, scenario, settled, withoutRedis, type World } from './scenario.js'
 
 /* What may happen to instances and to the sockets on them. */
 
@@ -51,40 +51,44 @@ scenario(
   },
 )
 
-scenario('F2: kill -9 of both instances', { skip: withoutRedis, maxRepeats: 100, withinMs: 8_000, allowed: ['lost'] }, async (t, world) => {
-  const redis = await startRedis()
-  t.teardown(() => redis.kill())
-  const { a, b } = await world.startTwo({ REDIS_URL: redis.url })
-  const { connections } = await world.load({ from: [a, b], to: [b, a] })
-  const wallet = randomUUID()
-  const ours = createClient({ url: [a.ws, b.ws] })
-  await ours.addLiveSession({ connectionId: wallet, sessionId: 'ours' })
-  ours.on('messagesReceived', ({ messages }) => {
-    const texts = messages.map(({ encryptedMessage }) => (encryptedMessage as { text: string }).text)
-    for (const text of texts) world.ledger.received(wallet, text, 'live')
-    void ours.removeMessages({ connectionId: wallet, messageIds: messages.map(({ id }) => id) }).then(() => world.ledger.acked(texts))
-  })
-  const restored = new Promise((resolve) => ours.on('sessionsRestored', resolve))
-  await sleep(LOAD_MS / 2 + world.random.between(0, 500))
-  world.ledger.touched(connections)
-  await Promise.all([a.end('SIGKILL'), b.end('SIGKILL')])
-  const restarted = performance.now()
-  const again = await Promise.all([a, b].map(({ url }) => world.start({ REDIS_URL: redis.url, PORT: new URL(url).port })))
-  const readyMs = performance.now() - restarted
-  t.ok(readyMs < 5_000, 'both are ready again')
-  await restored
-  const backMs = performance.now() - restarted
-  const sender = await connect(again[0]!.ws, t)
-  await add(world, sender, wallet)
-  await sender.close()
-  t.ok(
-    await settled(() => world.ledger.outstanding().every((text) => !text.startsWith(wallet)), 2_000),
-    'our client is live again by itself',
-  )
-  await sleep(LOAD_MS / 2)
-  await ours.close()
-  world.measured(`ready after ${(readyMs / 1_000).toFixed(1)} s, our client live after ${(backMs / 1_000).toFixed(1)} s`)
-})
+scenario(
+  'F2: kill -9 of both instances',
+  { skip: onlyFull || withoutRedis, maxRepeats: 100, withinMs: 8_000, allowed: ['lost'] },
+  async (t, world) => {
+    const redis = await startRedis()
+    t.teardown(() => redis.kill())
+    const { a, b } = await world.startTwo({ REDIS_URL: redis.url })
+    const { connections } = await world.load({ from: [a, b], to: [b, a] })
+    const wallet = randomUUID()
+    const ours = createClient({ url: [a.ws, b.ws] })
+    await ours.addLiveSession({ connectionId: wallet, sessionId: 'ours' })
+    ours.on('messagesReceived', ({ messages }) => {
+      const texts = messages.map(({ encryptedMessage }) => (encryptedMessage as { text: string }).text)
+      for (const text of texts) world.ledger.received(wallet, text, 'live')
+      void ours.removeMessages({ connectionId: wallet, messageIds: messages.map(({ id }) => id) }).then(() => world.ledger.acked(texts))
+    })
+    const restored = new Promise((resolve) => ours.on('sessionsRestored', resolve))
+    await sleep(LOAD_MS / 2 + world.random.between(0, 500))
+    world.ledger.touched(connections)
+    await Promise.all([a.end('SIGKILL'), b.end('SIGKILL')])
+    const restarted = performance.now()
+    const again = await Promise.all([a, b].map(({ url }) => world.start({ REDIS_URL: redis.url, PORT: new URL(url).port })))
+    const readyMs = performance.now() - restarted
+    t.ok(readyMs < 5_000, 'both are ready again')
+    await restored
+    const backMs = performance.now() - restarted
+    const sender = await connect(again[0]!.ws, t)
+    await add(world, sender, wallet)
+    await sender.close()
+    t.ok(
+      await settled(() => world.ledger.outstanding().every((text) => !text.startsWith(wallet)), 2_000),
+      'our client is live again by itself',
+    )
+    await sleep(LOAD_MS / 2)
+    await ours.close()
+    world.measured(`ready after ${(readyMs / 1_000).toFixed(1)} s, our client live after ${(backMs / 1_000).toFixed(1)} s`)
+  },
+)
 
 scenario(
   'F3: a rolling restart by SIGTERM',

@@ -11,6 +11,8 @@ export { createWorld, FULL, settled, type World } from './world.js'
  * `npm run faults` runs them at full length; in `npm test` outages and loads are shorter.
  */
 export const LOAD_MS = FULL ? 10_000 : 3_000
+/** For what takes long even when it is short. */
+export const onlyFull = !FULL && 'npm run faults'
 export const withoutRedis = (process.env.SKIP_TESTS ?? '').split(',').includes('redis') && 'left out by SKIP_TESTS=redis'
 
 export interface ScenarioOptions extends Bounds {

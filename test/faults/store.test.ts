@@ -8,7 +8,7 @@ import type { RunningServer } from '../helpers/process.js'
 import { startProxy, type Proxy } from '../helpers/proxy.js'
 import { DID } from '../helpers/service.js'
 import { newOutcomes, openClient, type Client } from './client.js'
-import { FULL, LOAD_MS, scenario, settled } from './scenario.js'
+import { FULL, LOAD_MS, onlyFull, scenario, settled } from './scenario.js'
 import { drain } from './load.js'
 
 /* What may happen to Postgres and on the way there. */
@@ -97,7 +97,7 @@ function watch({ url, pid }: RunningServer) {
 
 scenario(
   'F6: a slow Postgres, and a locked table',
-  { withinMs: LEASED_MS + SLOW_MS + LOCKED_MS, maxRepeats: 1_000, allowed: ['timeout', 'unavailable', 'overloaded'] },
+  { skip: onlyFull, withinMs: LEASED_MS + SLOW_MS + LOCKED_MS, maxRepeats: 1_000, allowed: ['timeout', 'unavailable', 'overloaded'] },
   async (t, world) => {
     const postgres = await startFragilePostgres(t)
     world.databaseUrl = postgres.url
