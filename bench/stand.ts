@@ -152,7 +152,7 @@ export async function startGenerator(module = `${BUILT}/bench/load.js`, execArgv
 }
 
 /** One at a time. */
-function request<Result>(child: ChildProcess, command: object): Promise<Result> {
+export function request<Result>(child: ChildProcess, command: object): Promise<Result> {
   return new Promise((resolve, reject) => {
     const onMessage = ({ result, error }: { result: Result; error?: string }) => {
       child.off('exit', onExit)
