@@ -61,7 +61,7 @@ interface Session {
   /** Adds under way that may claim their message for it. They count against the window. */
   offers: number
   offeredBytes: number
-  /** One of them failed, and perhaps only its answer was lost. */
+  /** An offer or a claim failed, and perhaps only its answer was lost: what it marked was never sent. */
   isUnsure: boolean
   /** Claimed by adds, to be sent at the end of this turn of the event loop. */
   readonly unsent: DeliverableMessage[]
@@ -383,6 +383,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
       return claimed
     } catch (error) {
       session.wanted = true
+      session.isUnsure = true
       throw error
     }
   }

@@ -61,7 +61,7 @@ export interface Claim {
   /** A message larger than `limitBytes` may be claimed, by itself. */
   alone: boolean
   leaseMs: number
-  /** When an add failed that may have claimed: the ids that are sent and not removed. What else is marked as pushed once was never sent. */
+  /** When an add or a claim failed, perhaps after it had marked: the ids that are sent and not removed. What else is marked as pushed once was never sent. */
   sent?: readonly string[]
 }
 

@@ -307,6 +307,27 @@ t.test('a message whose add was committed, although its answer was lost, is deli
   t.equal(await store.count(connectionId), 0)
 })
 
+t.test('what a claim marked, although its answer was lost, comes with the next one', async (t) => {
+  let lose = () => {}
+  const lost = new Promise<void>((resolve) => (lose = resolve))
+  let claims = 0
+  const { adding, store, socket } = await heldHere({
+    async claim(claim) {
+      const claimed = await service.inside.store.claim(claim)
+      if (claims++ > 0) return claimed
+      t.equal(claimed.messages.length, 1)
+      lose()
+      throw new Error('the connection to the database was lost')
+    },
+  })
+  const addPlainly: MessageStore['add'] = (message) => store.add({ ...message, claimFor: undefined })
+  await adding('1', addPlainly)
+  await lost
+  await adding('2', addPlainly)
+  await socket.until(2)
+  t.same(socket.texts(), ['1', '2'])
+})
+
 t.test('an add that is refused leaves the next one to be sent from memory', async (t) => {
   const { adding, store, socket } = await heldHere()
   const refused = new CallError('overloaded', 'not now')
@@ -343,8 +364,9 @@ t.test('adds that end together go in one frame, in order', async (t) => {
 })
 
 /** A live session in an instance of which only this part exists, on the store of the service. */
-async function heldHere() {
-  const { store, sessions: directory, pubsub } = service.inside
+async function heldHere(changed: Partial<MessageStore> = {}) {
+  const { sessions: directory, pubsub } = service.inside
+  const store = { ...service.inside.store, ...changed }
   const log = { debug() {}, info() {}, warn() {}, error() {} }
   const liveSessions = createLiveSessions({ store, directory, pubsub, log, now: () => performance.now(), leaseMs: 30_000 })
   const connectionId = newConnectionId()
