@@ -25,7 +25,7 @@ interface Case {
   /** At least one of these must find it. */
   by: Rule[]
   bounds: Bounds
-  damage(world: World, start: Start): Promise<void>
+  damage(world: World, start: Start, t: Test): Promise<void>
 }
 
 const cases: Case[] = [
@@ -63,9 +63,10 @@ const cases: Case[] = [
     broken: 'keeps in flight what an ended session had',
     by: ['A1', 'A6'],
     bounds: { withinMs: 7_000, maxRepeats: 300, allowed: ['lost'] },
-    async damage(world, start) {
+    async damage(world, start, t) {
       const [a, b] = [await start(), await start()] // what is left is drained at the first, which forgot it
       const proxy = await startProxy({ port: Number(new URL(a.url).port) })
+      t.teardown(() => proxy.close())
       const { connections } = await world.load({ from: [b], to: [{ ...a, ws: a.ws.replace(/:\d+/, `:${proxy.port}`) }], mix: MIX })
       world.ledger.touched(connections)
       for (let cut = 0; cut < CUTS; cut++) {
@@ -109,7 +110,7 @@ for (const { broken, by, bounds, damage } of cases) {
   const run = async (t: Test, variant: string) => {
     const world = await createWorld(t, broken)
     const start = () => world.start({ BROKEN: variant, LOG_LEVEL: 'info' }, { args: ['--import', 'tsx', 'test/faults/broken-server.ts'] })
-    await damage(world, start)
+    await damage(world, start, t)
     return world.finish(bounds)
   }
   t.test(`a service that ${broken} is caught`, async (t) => {
