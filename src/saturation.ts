@@ -13,8 +13,10 @@ import type { Clock } from './ports.js'
 const SLOW_MS = 700
 /** So many in a row, without a quick one between them. */
 const SLOW_CALLS = 8
-/** What was longer ago says nothing: a call is let in to find out. */
+/** What was longer ago says nothing. */
 const FRESH_MS = 500
+/** Meanwhile one call after such a pause is let in to find out: an outage may be over at once. */
+const PROBE_MS = 50
 
 export interface Saturation {
   /** How long a call took that was admitted. */
@@ -25,6 +27,7 @@ export interface Saturation {
 export function createSaturation(now: Clock): Saturation {
   let slowCalls = 0
   let slowAt = 0
+  let probedAt = 0
 
   return {
     observe(ms) {
@@ -35,6 +38,12 @@ export function createSaturation(now: Clock): Saturation {
         slowAt = now()
       }
     },
-    isSaturated: () => slowCalls >= SLOW_CALLS && now() - slowAt < FRESH_MS,
+    isSaturated() {
+      const time = now()
+      if (slowCalls < SLOW_CALLS || time - slowAt >= FRESH_MS) return false
+      if (time - Math.max(slowAt, probedAt) < PROBE_MS) return true
+      probedAt = time
+      return false
+    },
   }
 }

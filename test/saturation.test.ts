@@ -16,6 +16,8 @@ t.test('calls are refused when one after the other was slow, and only for as lon
   t.equal(observeAll(slow), true)
   t.equal(observeAll([5]), false, 'one was quick')
   t.equal(observeAll(slow), true)
+  time += 60
+  t.same([isSaturated(), isSaturated(), isSaturated()], [false, true, true], 'one is let in to find out')
   time += 1_000
   t.equal(isSaturated(), false, 'what was long ago says nothing')
   t.equal(observeAll([900]), true, 'but the next one does')
