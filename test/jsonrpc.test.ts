@@ -2,6 +2,7 @@ import t, { type Test } from 'tap'
 import { CallError } from '../src/errors.js'
 import { parseJson, type JsonText } from '../src/json.js'
 import { createJsonRpc, type Method } from '../src/jsonrpc.js'
+import { mulberry32 } from './helpers/random.js'
 
 const MAX_DEPTH = 6
 const MAX_BATCH = 10
@@ -415,14 +416,9 @@ t.test('invalid JSON is a parse error, whatever it breaks off in', async (t) => 
   }
 })
 
-/** mulberry32: the same seed gives the same numbers, so a failure can be repeated. */
+/** The same seed gives the same numbers, so a failure can be repeated. */
 function createRandom(seed: number) {
-  const next = () => {
-    seed = (seed + 0x6d2b79f5) | 0
-    let x = Math.imul(seed ^ (seed >>> 15), 1 | seed)
-    x = (x + Math.imul(x ^ (x >>> 7), 61 | x)) ^ x
-    return ((x ^ (x >>> 14)) >>> 0) / 2 ** 32
-  }
+  const next = mulberry32(seed)
   const below = (limit: number) => Math.floor(next() * limit)
   const pick = <T>(items: readonly T[]): T => items[below(items.length)]!
   const times = <T>(limit: number, make: () => T): T[] => Array.from({ length: below(limit) }, make)

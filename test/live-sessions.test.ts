@@ -6,6 +6,7 @@ import { CallError } from '../src/errors.js'
 import type { JsonText } from '../src/json.js'
 import { createLiveSessions } from '../src/live-sessions.js'
 import type { MessageStore } from '../src/ports.js'
+import { silent } from './helpers/postgres.js'
 import { DID, connect, message, newConnectionId, startService, type TestSocket } from './helpers/service.js'
 
 const service = await startService(t)
@@ -281,7 +282,7 @@ t.test('thousands of sockets that close together end their sessions in a few sta
     store: {} as never,
     directory: directory as never,
     pubsub: { ...createInProcessPubSub() },
-    log: { debug() {}, info() {}, warn() {}, error() {} },
+    log: silent,
     now: () => 0,
     leaseMs: 30_000,
   })
@@ -367,8 +368,7 @@ t.test('adds that end together go in one frame, in order', async (t) => {
 async function heldHere(changed: Partial<MessageStore> = {}) {
   const { sessions: directory, pubsub } = service.inside
   const store = { ...service.inside.store, ...changed }
-  const log = { debug() {}, info() {}, warn() {}, error() {} }
-  const liveSessions = createLiveSessions({ store, directory, pubsub, log, now: () => performance.now(), leaseMs: 30_000 })
+  const liveSessions = createLiveSessions({ store, directory, pubsub, log: silent, now: () => performance.now(), leaseMs: 30_000 })
   const connectionId = newConnectionId()
   const socket = collecting()
   await liveSessions.add(connectionId, 's', socket)

@@ -9,9 +9,8 @@ import { createQuery } from '../plugins/storage/query.js'
 import { administrationContract } from './contracts/administration.js'
 import { pushOutboxContract } from './contracts/push-outbox.js'
 import { storeContract } from './contracts/store.js'
+import { silent as log } from './helpers/postgres.js'
 import { testDatabase } from './helpers/service.js'
-
-const log = { debug() {}, info() {}, warn() {}, error() {} }
 
 /** Its connections may be on their way out when the database is dropped, and are told so. */
 function openPool(t: Test, options: pg.PoolConfig): pg.Pool {

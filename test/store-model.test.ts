@@ -9,6 +9,7 @@ import { createQuery } from '../plugins/storage/query.js'
 import type { JsonText } from '../src/json.js'
 import type { MessageStore, NewMessage } from '../src/ports.js'
 import { createQueueModel, type QueueModel } from './helpers/queue-model.js'
+import { silent } from './helpers/postgres.js'
 import { testDatabase } from './helpers/service.js'
 
 /*
@@ -20,9 +21,8 @@ const isFull = process.env.FAULTS === 'full'
 const seed = Number(process.env.SEED ?? Date.now() % 2 ** 31)
 const LEASE_MS = 600_000 // longer than all of this takes: it runs out only when the model says so
 
-const log = { debug() {}, info() {}, warn() {}, error() {} }
 const connectionString = await testDatabase(t)
-await migrateDatabase({ connectionString }, { apply: true, log })
+await migrateDatabase({ connectionString }, { apply: true, log: silent })
 const pool = new pg.Pool({ connectionString, max: 8 })
 pool.on('error', () => {})
 t.teardown(() => pool.end())

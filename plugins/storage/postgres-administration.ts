@@ -1,10 +1,12 @@
-import { and, asc, count, desc, eq, gt, gte, inArray, lte, min, or, sql, sum, type SQL } from 'drizzle-orm'
+import { and, asc, count, desc, eq, gt, gte, inArray, lte, min, sql, sum, type SQL } from 'drizzle-orm'
 import { drizzle } from 'drizzle-orm/node-postgres'
 import type { Pool } from 'pg'
 import { instances, liveSessions, queuedMessages } from '../../drizzle/schema.js'
 import { CallError } from '../../src/errors.js'
 import type { Administration, MessageMetadata, Page, QueueSummary, Selection } from '../../src/ports.js'
 import { formatId, parseId } from './message-id.js'
+import { counts } from './postgres-sessions.js'
+import { MAX_DELIVERIES } from './postgres-store.js'
 import { attempt } from './query.js'
 
 /*
@@ -14,15 +16,11 @@ import { attempt } from './query.js'
  * every delivery (docs/decisions/0022).
  */
 
-/** `claim` returns a message this many times (`deliverable` in postgres-store.ts); then it is left to take. */
-const MAX_DELIVERIES = 5
-
 /** One transaction of a purge: a few milliseconds for small messages, and some tens for the largest. */
 const PURGE_MESSAGES = 1_000
 const PURGE_BYTES = 32 * 1024 * 1024
 
 const m = queuedMessages
-const counts = or(gt(liveSessions.expiresAt, sql`now()`), gt(instances.leaseUntil, sql`now()`))
 const receivedAt = sql`coalesce(${m.receivedAt}, ${m.acceptedAt})`.mapWith(m.acceptedAt)
 
 const summary = {

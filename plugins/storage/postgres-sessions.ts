@@ -114,6 +114,9 @@ const waiting = {
       AND NOT pg_visible_in_snapshot(m.accepted_by, s.since) AND ${deliverable('s.epoch', '$2::int')})`,
 }
 
+/** Whether a session counts, where live_sessions is joined with instances: its own time, or the lease of its instance. */
+export const counts = or(gt(liveSessions.expiresAt, sql`now()`), gt(instances.leaseUntil, sql`now()`))
+
 export interface PostgresSessionsOptions {
   pool: Pool
   query: Query
@@ -132,7 +135,6 @@ export function createPostgresSessions({ pool, query, pushWindowMs }: PostgresSe
   const { close, closeMany, closeAll, expired, missed, disown } = ending({ windowMs: pushWindowMs })
   const db = drizzle(pool)
 
-  const counts = or(gt(liveSessions.expiresAt, sql`now()`), gt(instances.leaseUntil, sql`now()`))
   const isLive = db
     .select({ epoch: liveSessions.epoch })
     .from(liveSessions)

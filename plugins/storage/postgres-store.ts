@@ -1,6 +1,6 @@
 import type { JsonText } from '../../src/json.js'
 import type { DeliverableMessage, MessageStore, StoredMessage } from '../../src/ports.js'
-import { addStatements, createAdding } from './adding.js'
+import { addStatements, createAdding, RECEIVED_MS } from './adding.js'
 import { bigintArray, intArray, textArray } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
 import { formatId, parseId } from './message-id.js'
@@ -11,9 +11,6 @@ import type { Query, Statement } from './query.js'
  * depends neither on other queues nor, up to its limit, on the depth of this one. test/plans.test.ts reads the plans.
  * Rows are picked in a CTE and named again as `seq = ANY (ARRAY (...))`: with a join the planner may read the whole queue.
  */
-
-/** Milliseconds since the epoch, because parsing a timestamptz in Node costs more than the rest of the row. */
-const RECEIVED_MS = `(extract(epoch FROM coalesce(m.received_at, m.accepted_at)) * 1000)::float8`
 
 /** The epoch of the connection's live session, or no row. Uses live_sessions_pkey and instances_pkey. */
 export const LIVE_EPOCH = `
@@ -41,16 +38,19 @@ const LOCKED_HEAD = `head AS (
     WHERE ${AVAILABLE} AND ${NOT_TAKEN}
     ORDER BY m.seq LIMIT $4 FOR UPDATE)`
 
+/** In vain. Then a message is left to take. */
+export const MAX_DELIVERIES = 5
+
 /**
  * What may be pushed in the session with this epoch: not in flight in it, and not pushed in vain too often. After each
  * delivery the next waits 30, 60, 120 s ...; after five the message is left to take.
  */
-export const deliverable = (epoch: string, leaseMs: string) => `(m.deliveries < 5
+export const deliverable = (epoch: string, leaseMs: string) => `(m.deliveries < ${MAX_DELIVERIES}
       AND (m.in_flight_epoch IS DISTINCT FROM ${epoch} OR greatest(m.in_flight_until, m.in_flight_until - ${leaseMs} * interval '1 ms'
         + CASE WHEN m.deliveries > 0 THEN 30 * 2 ^ (m.deliveries - 1) ELSE 0 END * interval '1 s') <= now()))`
 
 /** How long the key of a removed message is remembered. Longer than any client repeats one call. */
-export const KEYS_REMEMBERED_S = 300
+const KEYS_REMEMBERED_S = 300
 /** From `gone`. */
 const REMEMBER = `INSERT INTO removed_keys (connection_id, idempotency_key, seq, tag, payload_hash)
   SELECT connection_id, idempotency_key, seq, tag, payload_hash FROM gone WHERE idempotency_key IS NOT NULL
@@ -59,7 +59,7 @@ const REMEMBER = `INSERT INTO removed_keys (connection_id, idempotency_key, seq,
 const REMOVED = `m.connection_id, m.idempotency_key, m.seq, m.tag, CASE WHEN m.idempotency_key IS NOT NULL THEN hashtextextended(m.payload, 0) END AS payload_hash`
 const REMEMBERED = `remembered AS (${REMEMBER})`
 
-/** Marked for this session by an add whose answer was lost, so that nobody sent it. Only when $8 tells what was sent. */
+/** Marked for this session by an add or a claim whose answer was lost, so that nobody sent it. Only when $8 tells what was sent. */
 const NEVER_SENT = `($8::bigint[] IS NOT NULL AND m.in_flight_epoch = $2 AND NOT m.in_flight_taken AND m.deliveries = 1 AND m.seq <> ALL ($8))`
 
 const statements = {

@@ -6,7 +6,7 @@ import { startProxy } from '../helpers/proxy.js'
 import { DID } from '../helpers/service.js'
 import { openClient } from './client.js'
 import type { Bounds, Rule } from './rules.js'
-import { createWorld, FULL, settled, type World } from './scenario.js'
+import { createWorld, onlyFull, settled, type World } from './scenario.js'
 import { drain } from './load.js'
 
 /*
@@ -121,7 +121,7 @@ for (const { broken, by, bounds, damage } of cases) {
       `by ${by.join(' or ')}`,
     )
   })
-  t.test(`the same damage to a sound service is not called a fault (${broken})`, { skip: !FULL && 'FAULTS=full' }, async (t) => {
+  t.test(`the same damage to a sound service is not called a fault (${broken})`, { skip: onlyFull }, async (t) => {
     for (const [rule, found] of Object.entries(await run(t, 'sound'))) t.same(found, [], rule)
   })
 }

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { startEmbeddedPostgres } from '../../plugins/storage/embedded.js'
-import { createDatabase, onDatabase } from './postgres.js'
+import { createDatabase, onDatabase, silent } from './postgres.js'
 
 export interface FragilePostgres {
   port: number
@@ -19,8 +19,6 @@ export interface FragilePostgres {
   /** @returns once it accepts connections, after its recovery */
   start(): Promise<void>
 }
-
-const silent = { debug() {}, info() {}, warn() {}, error() {} }
 
 /** A Postgres with fsync of its own that may be killed: that of the other tests must live. Over TCP, so that a proxy fits between. */
 export async function startFragilePostgres(t: { teardown(end: () => unknown): void }): Promise<FragilePostgres> {

@@ -5,7 +5,8 @@ import { join } from 'node:path'
 import pg from 'pg'
 import { startEmbeddedPostgres } from '../../plugins/storage/embedded.js'
 
-const silent = { debug() {}, info() {}, warn() {}, error() {} }
+/** A log that nobody reads. */
+export const silent = { debug() {}, info() {}, warn() {}, error() {} }
 
 export interface TestPostgres {
   /** URL of the server's own database. */

@@ -57,19 +57,32 @@ export interface ConnectionInfo {
   maxReceiveBytes?: number
 }
 
-/** What an adapter takes of an agent. */
-export interface Agent {
+/** The part of Credo's Agent that is the same in all its versions. */
+export interface AnyAgent {
+  events: {
+    on(event: string, listener: (event: never) => void): void
+    off(event: string, listener: (event: never) => void): void
+  }
+  config: { logger: { warn(message: string, data?: Record<string, unknown>): void } }
+}
+
+/** Credo's message pickup API. */
+export interface MessagePickup {
+  deliverMessages(options: { pickupSessionId: string; messages: CredoMessage[] }): Promise<void>
+}
+
+/** What is taken of an agent here. */
+interface Agent extends MessagePickup {
   on(event: string, listener: (event: SessionEvent) => void): void
   off(event: string, listener: (event: SessionEvent) => void): void
-  deliverMessages(options: { pickupSessionId: string; messages: CredoMessage[] }): Promise<void>
   warn(text: string, data: object): void
 }
 
-export interface SessionEvent {
+interface SessionEvent {
   payload: { session: { id: string; connectionId: string; role: string } }
 }
 
-export interface EventNames {
+interface EventNames {
   saved: string
   removed: string
 }
@@ -114,7 +127,17 @@ export function createCredoQueue(options: ClientOptions, names: EventNames) {
   })
   client.on('liveSessionReplaced', ({ connectionId, sessionId }) => forget(connectionId, sessionId))
 
-  return { client, count, take, add, remove, connect, disconnect, setConnectionInfo, messagesReceived }
+  const shared: CredoQueue = {
+    client,
+    removeAllMessages: async (params) => void (await client.removeAllMessages(params)),
+    getLiveSession: async (params) => (await client.getLiveSession(params)) === true,
+    addLiveSession: client.addLiveSession,
+    removeLiveSession: client.removeLiveSession,
+    setConnectionInfo,
+    messagesReceived,
+    disconnect,
+  }
+  return { shared, count, take, add, remove, connect }
 
   function setConnectionInfo(given: typeof connectionInfo): void {
     connectionInfo = given
@@ -262,6 +285,16 @@ export function createCredoQueue(options: ClientOptions, names: EventNames) {
 
   function forget(connectionId: string, sessionId: string): void {
     if (sessions.get(connectionId)?.id === sessionId) sessions.delete(connectionId)
+  }
+}
+
+/** @param pickup asked each time: an agent has its modules only once it is made */
+export function agentOf({ events, config }: AnyAgent, pickup: () => MessagePickup): Agent {
+  return {
+    on: (event, listener: (event: SessionEvent) => void) => events.on(event, listener),
+    off: (event, listener: (event: SessionEvent) => void) => events.off(event, listener),
+    deliverMessages: (options) => pickup().deliverMessages(options),
+    warn: (text, data) => config.logger.warn(text, { ...data }),
   }
 }
 

@@ -1,9 +1,11 @@
 import {
+  agentOf,
   createCredoQueue,
   type AddOptions,
+  type AnyAgent,
   type CredoMessage,
   type CredoQueue,
-  type SessionEvent,
+  type MessagePickup,
   type TakeOptions,
 } from './credo-queue.js'
 import type { ClientOptions } from './index.js'
@@ -18,15 +20,8 @@ export type { ConnectionInfo, CredoMessage } from './credo-queue.js'
 const EVENTS = { saved: 'DidCommMessagePickupLiveSessionSaved', removed: 'DidCommMessagePickupLiveSessionRemoved' }
 
 /** The part of Credo's Agent that is needed. */
-export interface CredoAgent {
-  events: {
-    on(event: string, listener: (event: never) => void): void
-    off(event: string, listener: (event: never) => void): void
-  }
-  config: { logger: { warn(message: string, data?: Record<string, unknown>): void } }
-  didcomm: {
-    messagePickup: { deliverMessages(options: { pickupSessionId: string; messages: CredoMessage[] }): Promise<void> }
-  }
+export interface CredoAgent extends AnyAgent {
+  didcomm: { messagePickup: MessagePickup }
 }
 
 export interface MessagePickupQueue extends CredoQueue {
@@ -39,29 +34,13 @@ export interface MessagePickupQueue extends CredoQueue {
 }
 
 export function createMessagePickupQueue(options: ClientOptions): MessagePickupQueue {
-  const { client, count, take, add, remove, connect, disconnect, setConnectionInfo, messagesReceived } = createCredoQueue(options, EVENTS)
+  const { shared, count, take, add, remove, connect } = createCredoQueue(options, EVENTS)
   return {
-    client,
+    ...shared,
     getAvailableMessageCount: (_agentContext, options) => count(options),
     takeFromQueue: (_agentContext, options) => take(options),
     addMessage: (_agentContext, options) => add(options),
     removeMessages: (_agentContext, options) => remove(options),
-    removeAllMessages: async (params) => void (await client.removeAllMessages(params)),
-    getLiveSession: async (params) => (await client.getLiveSession(params)) === true,
-    addLiveSession: client.addLiveSession,
-    removeLiveSession: client.removeLiveSession,
-    setConnectionInfo,
-    messagesReceived,
-    connect: (agent) =>
-      connect(
-        agent && {
-          on: (event, listener: (event: SessionEvent) => void) => agent.events.on(event, listener),
-          off: (event, listener: (event: SessionEvent) => void) => agent.events.off(event, listener),
-          // Asked each time: an agent has its modules only once it is made.
-          deliverMessages: (options) => agent.didcomm.messagePickup.deliverMessages(options),
-          warn: (text, data) => agent.config.logger.warn(text, { ...data }),
-        },
-      ),
-    disconnect,
+    connect: (agent) => connect(agent && agentOf(agent, () => agent.didcomm.messagePickup)),
   }
 }
