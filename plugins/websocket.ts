@@ -29,12 +29,20 @@ export default fp<{ config: Config }>(
     })
 
     app.addHook('preClose', async () => {
+      // Who comes now is refused by the system, at no cost to those who wait for their answers.
+      app.server.close()
       await app.pickup.calls.drain()
       await app.pickup.liveSessions
         .closeAll()
         .catch((err: unknown) => app.log.warn({ err }, 'could not end the live sessions, their lease will'))
-      const sockets = [...app.websocketServer.clients]
-      await Promise.all(sockets.map((socket) => closeSocket(socket, SERVICE_RESTART, 'service restart')))
+      const { clients } = app.websocketServer
+      while (clients.size > 0) await Promise.all([...clients].map((socket) => closeSocket(socket, SERVICE_RESTART, 'service restart')))
+      // Those that never sent a request do not count as idle, and the server waits for them.
+      setTimeout(() => app.server.closeAllConnections(), CLOSE_TIMEOUT_MS).unref()
+    })
+    // Fastify answers 503 and then leaves the socket to a peer that may never close it.
+    app.server.on('upgrade', (_request: IncomingMessage, socket: Socket) => {
+      if (app.pickup.calls.isDraining()) socket.destroySoon()
     })
 
     const tcp = new WeakMap<WebSocket, Socket>()

@@ -1,4 +1,6 @@
 import { once } from 'node:events'
+import tcp from 'node:net'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import pg from 'pg'
 import t from 'tap'
 import { createInProcessPubSub } from '../plugins/pubsub/in-process.js'
@@ -248,6 +250,30 @@ t.test('closing the service finishes running calls, ends the sessions and closes
   for (const id of acknowledged) t.ok(stored.some((message: { id: string }) => message.id === id))
   t.same((await again.rest('GET', `/v1/connections/${connectionId}/live-session`)).body, null)
   await t.rejects(connect(own.url.replace('http', 'ws') + '/ws'), 'the closed service is gone')
+})
+
+t.test('closing the service waits for nobody who only connected, and takes nobody who comes late', async (t) => {
+  const own = await startService(t)
+  const mute = await own.connect()
+  mute.socket.pause() // does not answer that it is to close, so that closing takes a while
+  const port = Number(new URL(own.url).port)
+  const [wordless, late] = [tcp.connect(port), tcp.connect(port)]
+  await Promise.all([once(wordless, 'connect'), once(late, 'connect')])
+  await own.rest('GET', `/v1/connections/${newConnectionId()}/live-session`) // both have been accepted before it
+  const started = performance.now()
+  const closed = own.app.close()
+  while (own.app.server.listening) await nextTurn()
+  const ended = once(late, 'end')
+  const answer = once(late, 'data')
+  late.write('GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n')
+  late.write('Sec-WebSocket-Version: 13\r\n\r\n')
+  t.match(String((await answer)[0]), /^HTTP\/1.1 503 /)
+  await ended
+  const [refused] = await once(tcp.connect(port), 'error')
+  t.match(refused, { code: 'ECONNREFUSED' })
+  t.notOk(wordless.closed)
+  await closed
+  t.ok(performance.now() - started < 6_000, 'in time for an orderly end')
 })
 
 t.test('a session that was recorded while its caller was told nothing does not stay live for ever', async (t) => {
