@@ -31,14 +31,13 @@ export default fp<{ config: Config }>(
     app.addHook('preClose', async () => {
       // Who comes now is refused by the system, at no cost to those who wait for their answers.
       app.server.close()
-      await app.pickup.calls.drain()
-      await app.pickup.liveSessions
-        .closeAll()
-        .catch((err: unknown) => app.log.warn({ err }, 'could not end the live sessions, their lease will'))
+      const { calls, administration, liveSessions } = app.pickup
+      await calls.drain()
+      await liveSessions.closeAll().catch((err: unknown) => app.log.warn({ err }, 'could not end the live sessions, their lease will'))
       const { clients } = app.websocketServer
       while (clients.size > 0) await Promise.all([...clients].map((socket) => closeSocket(socket, SERVICE_RESTART, 'service restart')))
       // Those that never sent a request do not count as idle, and the server waits for them.
-      setTimeout(() => app.server.closeAllConnections(), CLOSE_TIMEOUT_MS).unref()
+      void administration.drain().then(() => setTimeout(() => app.server.closeAllConnections(), CLOSE_TIMEOUT_MS).unref())
     })
     // Fastify answers 503 and then leaves the socket to a peer that may never close it.
     app.server.on('upgrade', (_request: IncomingMessage, socket: Socket) => {

@@ -66,7 +66,7 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
     const intake = createIntake({
       maxCalls: maxCallsInFlight,
       now: () => performance.now(),
-      answer: (frame, onCalls) => answer(frame, caller, order, onCalls),
+      answer: (frame, onCalls, waitedMs) => answer(frame, waitedMs > 0 ? { ...caller, waitedMs } : caller, order, onCalls),
       refuse: (frame) => refuse(frame, caller),
       send(text, onSent) {
         if (text.length > SMALL_ANSWER || webSocket.bufferedAmount > FEW_BUFFERED_BYTES) return send(text, onSent)

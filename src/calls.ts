@@ -84,7 +84,11 @@ export function createCalls<Name extends string>(
           admit(caller)
           const params = bind(check, input, payload)
           const call = () => method(params, caller)
-          const value = await inTime(call, order && ((task) => order.run(params.connectionId as string, overlaps, task)))
+          const value = await inTime(
+            call,
+            deadlineMs - (caller.waitedMs ?? 0),
+            order && ((task) => order.run(params.connectionId as string, overlaps, task)),
+          )
           return { value, text: stringify(value) }
         } catch (error) {
           outcome = toCallError(error).code
@@ -116,7 +120,7 @@ export function createCalls<Name extends string>(
    * Answers in time, whatever happens. `call` does not begin once the time is over, so one that was still in line when its caller was told
    * "timeout" leaves no trace.
    */
-  async function inTime<T>(call: () => Promise<T>, inOrder?: (task: () => Promise<T>) => Promise<T>): Promise<T> {
+  async function inTime<T>(call: () => Promise<T>, leftMs: number, inOrder?: (task: () => Promise<T>) => Promise<T>): Promise<T> {
     let timer: NodeJS.Timeout | undefined
     let isOver = false
     const began = performance.now()
@@ -126,7 +130,7 @@ export function createCalls<Name extends string>(
         timer = setTimeout(() => {
           isOver = true
           reject(timeout(deadlineMs))
-        }, deadlineMs)
+        }, leftMs)
         const task = () => (isOver ? Promise.reject(timeout(deadlineMs)) : call())
         ;(inOrder ? inOrder(task) : task()).then(resolve, reject)
       })

@@ -20,8 +20,8 @@ const WAIT_MS = 1_000
 export interface IntakeOptions {
   maxCalls: number
   now: Clock
-  /** Answers a frame; tells how many calls are in it before it returns. */
-  answer(frame: string, onCalls: (calls: number) => void): Promise<string | undefined>
+  /** Answers a frame that has waited here; tells how many calls are in it before it returns. */
+  answer(frame: string, onCalls: (calls: number) => void, waitedMs: number): Promise<string | undefined>
   /** Answers a frame whose calls will not be made. */
   refuse(frame: string): Promise<string | undefined>
   /** `onSent` is called when the text has left this process, or could not. */
@@ -40,7 +40,7 @@ export function createIntake({ maxCalls, now, answer, refuse, send, isClogged, p
 
   return {
     accept(frame: string): void {
-      if (waiting.length === 0 && hasRoom()) return begin(frame, answer)
+      if (waiting.length === 0 && hasRoom()) return begin(frame, answer, 0)
       waiting.push({ frame, since: now() })
       if (waiting.length > 1) return
       pause()
@@ -57,13 +57,13 @@ export function createIntake({ maxCalls, now, answer, refuse, send, isClogged, p
     return inFlight < maxCalls && !isClogged()
   }
 
-  function begin(frame: string, answer: IntakeOptions['answer']): void {
+  function begin(frame: string, answer: IntakeOptions['answer'], waitedMs: number): void {
     let calls = 1
     const done = () => {
       inFlight -= calls
       if (waiting.length > 0) next()
     }
-    const answered = answer(frame, (count) => (calls = count))
+    const answered = answer(frame, (count) => (calls = count), waitedMs)
     inFlight += calls
     answered.then(
       (reply) => (reply === undefined ? done() : send(reply, done)),
@@ -75,15 +75,20 @@ export function createIntake({ maxCalls, now, answer, refuse, send, isClogged, p
   }
 
   function next(): void {
-    while (waiting.length > 0 && hasRoom()) begin(waiting.shift()!.frame, answer)
+    while (waiting.length > 0 && hasRoom()) beginNext(answer)
     if (waiting.length > 0) return
     clearInterval(timer)
     resume()
   }
 
+  function beginNext(answer: IntakeOptions['answer']): void {
+    const { frame, since } = waiting.shift()!
+    begin(frame, answer, now() - since)
+  }
+
   function refuseLate(): void {
     const late = now() - WAIT_MS
-    while (waiting.length > 0 && waiting[0]!.since < late && !isClogged()) begin(waiting.shift()!.frame, refuse)
+    while (waiting.length > 0 && waiting[0]!.since < late && !isClogged()) beginNext(refuse)
     next()
   }
 }

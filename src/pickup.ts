@@ -10,6 +10,8 @@ export interface Caller {
   readonly socket?: Socket
   /** Whose calls are counted together by the rate limit: a key, or an address. Without one they are not counted here. */
   readonly client?: string
+  /** For how long the call has waited before it began; the time in which it is answered counts from its arrival. */
+  readonly waitedMs?: number
 }
 
 /** One method for each row of the contract: a row without a handler does not compile. */

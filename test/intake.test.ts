@@ -1,5 +1,7 @@
 import { once } from 'node:events'
 import { connect as connectTcp, type Socket } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import pg from 'pg'
 import t from 'tap'
 import { createIntake } from '../src/intake.js'
 import { DID, message, newConnectionId, startService } from './helpers/service.js'
@@ -135,6 +137,29 @@ t.test('many more calls than the limit, alone and in batches, are all answered a
     t.equal(replies.length, 100)
     t.ok(replies.every(({ result }: any) => result === 100))
   }
+})
+
+t.test('a call that waited behind others is answered in time all the same: its time counts from its arrival', async (t) => {
+  const service = await startService(t, { MAX_CALLS_IN_FLIGHT: '4' })
+  const client = await service.connect()
+  await client.call('addMessage', message(newConnectionId()))
+  const locker = new pg.Client(service.databaseUrl)
+  await locker.connect()
+  t.teardown(() => locker.end())
+  await locker.query('BEGIN; LOCK TABLE queued_messages IN ACCESS EXCLUSIVE MODE')
+  const wave = () =>
+    Array.from({ length: 4 }, async () => {
+      const sentAt = performance.now()
+      const { error } = await client.ask('addMessage', message(newConnectionId()))
+      return { code: error?.data.code, ms: performance.now() - sentAt }
+    })
+  const first = wave()
+  await sleep(500)
+  const answers = await Promise.all([...first, ...wave()])
+  t.same([...new Set(answers.map(({ code }) => code))], ['timeout'])
+  const slowest = Math.max(...answers.map(({ ms }) => ms))
+  t.ok(slowest < 1_700, `the slowest answer took ${Math.round(slowest)} ms`) // 1.4 s, and a busy machine
+  t.ok(slowest > 1_000)
 })
 
 t.test('a client that calls and does not read is not served on and closed after a while; others are', async (t) => {

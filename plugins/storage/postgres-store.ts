@@ -173,7 +173,8 @@ const statements = {
   WHERE k.connection_id = old.connection_id AND k.idempotency_key = old.idempotency_key RETURNING 1`,
   },
 
-  ping: { name: 'ping', text: 'SELECT 1' },
+  // Of nobody, for no connectionId is empty: it fails like any other call where the table is locked, lost or read-only, and writes nothing.
+  ping: { name: 'ping', text: `DELETE FROM queued_messages WHERE connection_id = ''` },
 } satisfies Record<string, Statement>
 
 export { statements }

@@ -41,15 +41,11 @@ export interface Report {
   resurrected: string[]
   /** A4: of two adds one after the other the later was received first, both live or both by take. Redeliveries have no order. */
   inversions: string[]
-  /** First receptions that were redeliveries to the service: later than a lease, because the answer to the claim was lost. */
-  overdue: string[]
   /** A6: received and in the end neither acked nor, for all we know, in the queue. */
   unacked: string[]
   /** A7: the longest from the answer of an add to its first reception, in milliseconds, where somebody waits. */
   worstDelayMs: number
 }
-
-const LEASE_MS = 30_000
 
 interface Entry {
   connectionId: string
@@ -76,7 +72,6 @@ export function createLedger(): Ledger {
   const report = { received: 0, ghosts: [] as string[], resurrected: [] as string[] }
 
   const isKnown = ({ addedAt }: Entry) => addedAt !== undefined
-  const isOverdue = ({ addedAt, receivedAt }: Entry) => (receivedAt ?? 0) - (addedAt ?? Infinity) > LEASE_MS
   const isWaitedFor = ({ connectionId }: Entry) => !nobodyWaits.has(connectionId)
   const nameOf = ({ connectionId, place }: Entry) => `${connectionId}#${place}`
   const names = (test: (entry: Entry) => boolean) => [...entries.values()].filter(test).map(nameOf)
@@ -133,13 +128,7 @@ export function createLedger(): Ledger {
       repeats: repeats.length,
       strayRepeats: repeats.filter(({ connectionId }) => !touched.has(connectionId)).map(nameOf),
       lost: names((entry) => isKnown(entry) && entry.receivedAt === undefined),
-      inversions: [...firsts].flatMap(([way, received]) =>
-        inversionsOf(
-          way,
-          received.filter((entry) => isKnown(entry) && !(isWaitedFor(entry) && isOverdue(entry))),
-        ),
-      ),
-      overdue: names((entry) => isWaitedFor(entry) && isOverdue(entry)),
+      inversions: [...firsts].flatMap(([way, received]) => inversionsOf(way, received.filter(isKnown))),
       unacked: names(({ receivedAt, isAckSent, ackedAt }) => receivedAt !== undefined && !isAckSent && ackedAt === undefined),
       worstDelayMs: [...entries.values()].reduce(
         (worst, entry) => (isWaitedFor(entry) ? Math.max(worst, (entry.receivedAt ?? 0) - (entry.addedAt ?? Infinity)) : worst),

@@ -95,9 +95,8 @@ compared with the rules in \`test/faults/rules.ts\`. \`test/faults/checker.test.
 purpose, and each is caught.
 
 - **acknowledged**: adds that were answered with an id. **lost**: of these, never received. **ghosts**: received and never added there.
-  **resurrected**: received after the ack was answered. **inversions**: received in another order than added, but for what "came after
-  its lease": there the answer to the claim was lost on the way from Postgres, so the message was in flight for nobody, and came up to
-  half a minute late and behind younger ones. **repeats**: received once more, after a lost socket, an expired lease or a failover.
+  **resurrected**: received after the ack was answered. **inversions**: received in another order than added. **repeats**: received once
+  more, after a lost socket, an expired lease or a failover.
 - **worst delay**: from the answer of an add to its delivery, where somebody waits for it; an outage counts in full.
 - **failed calls**: by the code of the error; \`lost\` is a call whose socket was lost, \`silent\` one without an answer for 2 s. The
   clients keep to 32 calls in flight on a socket (docs/decisions/0021).

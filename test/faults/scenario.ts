@@ -40,8 +40,6 @@ export function scenario(
       t.ok(world.ledger.report().added >= atLeast, 'there was a load')
       passed = t.passing()
     } finally {
-      const { overdue } = world.ledger.report()
-      if (overdue.length > 0) facts.push(`${overdue.length} came after their lease`)
       const seconds = (performance.now() - started) / 1_000
       const row = { ...rowOf(name, world.ledger.report(), world.outcomes), passed, seconds, measured: facts.join('; ') }
       record(row)
