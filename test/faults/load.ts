@@ -13,6 +13,7 @@ const POLL_MS = 250
 /** Of what a poller takes it does not ack one in so many. */
 const LEAVES_ONE_IN = 20
 const KIB = 1024
+const DRAIN_TRIES = 50
 
 /** Errors after which nothing has been stored. */
 const REFUSALS = new Set(['quota_exceeded', 'overloaded', 'rate_limited', 'shutting_down', 'payload_too_large', 'invalid_params'])
@@ -168,14 +169,19 @@ export function startPoller({ urls, connections, ledger, outcomes, random }: Opt
   }
 }
 
-/** Takes and acks everything that is left, without a live session. @returns what is counted as available after that */
+/** Takes and acks everything that is left, without a live session, and again where it fails. @returns what is counted as available after that */
 export async function drain({ urls, connections, ledger, outcomes }: Options): Promise<number> {
   const client = await openClient(urls[0]!, outcomes)
   const drainOne = async (connectionId: string): Promise<number> => {
-    for (;;) {
-      const messages = await take(client, ledger, connectionId)
-      if (messages.length === 0) return client.call('getAvailableMessageCount', { connectionId })
-      await ack(client, ledger, connectionId, messages)
+    for (let failures = 0; ;) {
+      try {
+        const messages = await take(client, ledger, connectionId)
+        if (messages.length === 0) return await client.call('getAvailableMessageCount', { connectionId })
+        await ack(client, ledger, connectionId, messages)
+      } catch (error) {
+        if (++failures > DRAIN_TRIES) throw error
+        await sleep(100)
+      }
     }
   }
   const counts = await Promise.all(connections.map(drainOne))
@@ -185,9 +191,15 @@ export async function drain({ urls, connections, ledger, outcomes }: Options): P
 }
 
 /** Adds `perSecond` messages, to one connection after the other, each add of a connection after the answer of the one before. */
-export function startSender({ urls, connections, ledger, outcomes, random, perSecond }: Options & { random: Random; perSecond: number }): {
-  stop(): Promise<void>
-} {
+export function startSender({
+  urls,
+  connections,
+  ledger,
+  outcomes,
+  random,
+  perSecond,
+  bytes = [2 * KIB, 8 * KIB],
+}: Options & { random: Random; perSecond: number; bytes?: [from: number, to: number] }): { stop(): Promise<void> } {
   let stopped = false
   let client: Promise<Client> | undefined
   let turn = 0
@@ -206,7 +218,7 @@ export function startSender({ urls, connections, ledger, outcomes, random, perSe
     try {
       const { call } = await connected()
       const text = ledger.adding(connectionId)
-      const payload = { text, padding: 'x'.repeat(random.between(2 * KIB, 8 * KIB)) }
+      const payload = { text, padding: 'x'.repeat(random.between(...bytes)) }
       await call('addMessage', { connectionId, recipientDids: [DID], payload }).catch((error: unknown) => {
         if (error instanceof CallFailed && REFUSALS.has(error.code)) ledger.refused(text)
         throw error

@@ -4,12 +4,12 @@ import pg from 'pg'
 import { memoryOf } from '../../bench/measure.js'
 import { startFragilePostgres } from '../helpers/fragile-postgres.js'
 import { onDatabase } from '../helpers/postgres.js'
-import type { RunningServer } from '../helpers/process.js'
-import { startProxy, type Proxy } from '../helpers/proxy.js'
+import { startProxy } from '../helpers/proxy.js'
 import { DID } from '../helpers/service.js'
 import { newOutcomes, openClient, type Client } from './client.js'
 import { FULL, LOAD_MS, onlyFull, scenario, settled } from './scenario.js'
 import { drain } from './load.js'
+import { throughProxy, watch } from './watch.js'
 
 /* What may happen to Postgres and on the way there. */
 
@@ -22,8 +22,6 @@ const AT_ONCE = 10
 const QUOTA = 30
 /** Whoever waits is looked after when Postgres answers again, and every 5 s. */
 const SEEN_TO_MS = 7_000
-
-const through = (url: string, { port }: Proxy) => Object.assign(new URL(url), { hostname: '127.0.0.1', port: String(port) }).href
 
 async function untilAdds(client: Client, withinMs: number): Promise<number> {
   const started = performance.now()
@@ -66,35 +64,6 @@ scenario(
   },
 )
 
-/** Asks again and again until `end()`. */
-function watch({ url, pid }: RunningServer) {
-  const seen = { healthMs: 0, healthy: true, unready: 0, peakBytes: 0 }
-  let ended = false
-  const watching = (async () => {
-    while (!ended) {
-      const started = performance.now()
-      const [health, ready] = await Promise.all([
-        fetch(`${url}/health`).then((response) => {
-          seen.healthMs = Math.max(seen.healthMs, performance.now() - started)
-          return response.status
-        }),
-        fetch(`${url}/ready`).then(({ status }) => status),
-      ])
-      seen.healthy &&= health === 200
-      if (ready === 503) seen.unready++
-      seen.peakBytes = Math.max(seen.peakBytes, memoryOf(pid))
-      await sleep(100)
-    }
-  })()
-  return {
-    async end() {
-      ended = true
-      await watching
-      return seen
-    },
-  }
-}
-
 scenario(
   'F6: a slow Postgres, and a locked table',
   { skip: onlyFull, withinMs: SLOW_MS + LOCKED_MS, maxRepeats: 1_000, allowed: ['timeout', 'unavailable', 'overloaded'] },
@@ -103,7 +72,7 @@ scenario(
     world.databaseUrl = postgres.url
     const proxy = await startProxy(postgres)
     t.teardown(() => proxy.close())
-    const { a, b } = await world.startTwo({ DATABASE_URL: through(postgres.url, proxy) })
+    const { a, b } = await world.startTwo({ DATABASE_URL: throughProxy(postgres.url, proxy) })
     const { mediator, connections } = await world.load({ from: [a], to: [b] })
     await sleep(LOAD_MS / 3)
     world.ledger.touched(connections)
@@ -147,7 +116,7 @@ scenario(
     world.databaseUrl = postgres.url
     const proxy = await startProxy(postgres)
     t.teardown(() => proxy.close())
-    const { a, b } = await world.startTwo({ DATABASE_URL: through(postgres.url, proxy) }, { DATABASE_URL: postgres.url })
+    const { a, b } = await world.startTwo({ DATABASE_URL: throughProxy(postgres.url, proxy) }, { DATABASE_URL: postgres.url })
     await world.load({ from: [b], to: [b] })
     const { ledger } = world
     const client = await openClient(a.ws, world.outcomes)
