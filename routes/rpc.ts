@@ -5,7 +5,7 @@ import { dialect2060 } from '../src/dialect-2060.js'
 import { CallError } from '../src/errors.js'
 import { createIntake } from '../src/intake.js'
 import { createJsonRpc, failure, type Method } from '../src/jsonrpc.js'
-import type { Socket } from '../src/live-sessions.js'
+import type { Socket } from '../src/delivery.js'
 import { createOpenRpc } from '../src/openrpc.js'
 import { createWireMethods } from '../src/wire-methods.js'
 

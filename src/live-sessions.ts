@@ -1,9 +1,8 @@
-import { stringifyMessages } from './contract.js'
-import { toCallError, type ErrorName } from './errors.js'
-import type { Added, Clock, DeliverableMessage, Log, MessageStore, NewMessage, PubSub, SessionDirectory } from './ports.js'
+import { createDelivery, newRecipient, type Recipient, type Socket } from './delivery.js'
+import type { Added, Clock, Log, MessageStore, NewMessage, PubSub, SessionDirectory } from './ports.js'
 
 /**
- * The live sessions whose sockets are on this instance: who owns what, and what each may still be sent.
+ * The live sessions whose sockets are on this instance: who owns what. What each is sent is the affair of delivery.ts.
  *
  * A session has two halves. The directory (shared) says that connection X is live on instance I, under an `epoch` that
  * grows with every session. This file holds the other half: the socket, and the window of what it was sent and has not
@@ -14,62 +13,18 @@ import type { Added, Clock, DeliverableMessage, Log, MessageStore, NewMessage, P
  *   over      removed, displaced by a larger epoch, or its socket closed; what a late claim still brings is dropped,
  *             because its marks belong to an epoch that is no longer current
  *
- * What is delivered comes about in two ways. A message that is added on this very instance, to a session which was given all that came
- * before, is marked by its insert and sent from memory: no second statement reads and writes it. Everything else, what other instances
- * add above all, is claimed: a hint only says "look", and what is delivered, and that a session ended or was displaced on another
- * instance, is what the store answers to the claim that follows. So a forged or stale hint causes one read. The two take turns, for the
- * order's sake: while something is wanted from the store no add is offered to the session, and while one is no claim begins.
- *
  * A socket remembers the epoch of each session that it opened even when that one was displaced: its late remove names
  * that epoch to the directory, finds nothing, and changes nothing.
  */
 
-// The window of one session: what may be un-acked before the rest waits in the store.
-const WINDOW_MESSAGES = 256
-const WINDOW_BYTES = 1024 * 1024
-// How long what was sent counts against the window when leases are off.
-const WINDOW_LEASE_MS = 30_000
-// A socket that has this much unsent is not given more until it drains.
-const MAX_BUFFERED_BYTES = 1024 * 1024
-// With these an add has surely not claimed its message.
-const NOTHING_DONE = new Set<ErrorName>(['overloaded', 'invalid_params'])
 // Sessions ended by one statement, so that it stays far from the statement timeout.
 const RELEASE_BATCH = 1_000
 /** How long a session without a socket lasts unless renewed. */
 const SOCKETLESS_TTL_MS = 60_000
 
-/** One connected client. It knows nothing of queues. */
-export interface Socket {
-  readonly id: string
-  readonly isOpen: boolean
-  readonly bufferedBytes: number
-  /** `onSent` is called when the text has left this process, or could not. */
-  send(text: string, onSent?: () => void): void
-}
-
-interface Session {
-  readonly connectionId: string
+interface Session extends Recipient {
   readonly sessionId: string
-  readonly epoch: number
-  readonly socket: Socket
   readonly unsubscribe: () => Promise<void>
-  /** Sent and not yet removed, oldest first. */
-  readonly window: Map<string, { bytes: number; until: number }>
-  windowBytes: number
-  /** The last message that it was given; an insert looks from there on. */
-  lastId: string | undefined
-  /** Adds under way that may claim their message for it. They count against the window. */
-  offers: number
-  offeredBytes: number
-  /** An offer or a claim failed, and perhaps only its answer was lost: what it marked was never sent. */
-  isUnsure: boolean
-  /** Claimed by adds, to be sent at the end of this turn of the event loop. */
-  readonly unsent: DeliverableMessage[]
-  /** Something may wait in the store that this session was not sent. */
-  wanted: boolean
-  /** It was tick() that found out. */
-  isRescue: boolean
-  delivering: boolean
 }
 
 export interface LiveSessionsOptions {
@@ -94,12 +49,17 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   /** Over here, but the directory could not be told yet. */
   const unreleased = new Map<number, string>()
   let releasing = false
-  /** Messages that no hint had brought and that tick() found. */
-  let rescued = 0
-  /** Messages delivered once more: what is claimed again was in flight in this very session, and not removed in time. */
-  let leasesExpired = 0
-  let failures = 0
-  let lastFailure: unknown
+  const delivery = createDelivery({
+    ...{ store, now, leaseMs, onOverdue, announce },
+    isOpen: (recipient) => open.get(recipient.connectionId) === recipient && recipient.socket.isOpen,
+    onOver({ connectionId }, why) {
+      // On another instance, and we learn of it here; or here, and then add() goes on with it.
+      const session = open.get(connectionId)
+      if (session && !opening.has(connectionId)) over(session, why)
+      pubsub.publish(connectionId)
+    },
+  })
+  const { deliver } = delivery
 
   return { add, remove, isLive, ownerOf, adding, socketClosed, removed, tick, closeAll, stats }
 
@@ -128,23 +88,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
       else opening.delete(connectionId)
     }
     const { epoch, former } = answer
-    const session: Session = {
-      connectionId,
-      sessionId,
-      epoch,
-      socket,
-      unsubscribe,
-      window: new Map(),
-      windowBytes: 0,
-      lastId: undefined,
-      offers: 0,
-      offeredBytes: 0,
-      isUnsure: false,
-      unsent: [],
-      wanted: arrived,
-      isRescue: false,
-      delivering: false,
-    }
+    const session: Session = { ...newRecipient({ connectionId, epoch, socket, wanted: arrived }), sessionId, unsubscribe }
     // The owner on another instance learns of it by looking, even when we do not stay.
     if (former?.instanceId && former.instanceId !== directory.instanceId) pubsub.publish(connectionId)
     if (!socket.isOpen) {
@@ -192,53 +136,10 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
    */
   async function adding(message: NewMessage, add: (message: NewMessage) => Promise<Added>): Promise<Added> {
     const session = open.get(message.connectionId)
-    if (session && canBeOffered(session, message.payloadBytes)) return offering(session, message, add)
+    if (session && delivery.canBeOffered(session, message.payloadBytes)) return delivery.offering(session, message, add)
     const added = await add(message)
     announce(message.connectionId)
     return added
-  }
-
-  async function offering(session: Session, message: NewMessage, add: (message: NewMessage) => Promise<Added>): Promise<Added> {
-    const { connectionId, payload, payloadBytes } = message
-    const until = now() + (leaseMs || WINDOW_LEASE_MS)
-    session.offers++
-    session.offeredBytes += payloadBytes
-    try {
-      const added = await add({ ...message, claimFor: { epoch: session.epoch, after: session.lastId, leaseMs } })
-      if (!added.claimed || !isOpen(session)) {
-        announce(connectionId) // for a session that is newer than ours it is not in flight
-      } else {
-        enterWindow(session, added.id, payloadBytes, until)
-        sendSoon(session, { id: added.id, receivedAt: added.claimed.receivedAt, encryptedMessage: payload, payloadBytes, deliveries: 1 })
-      }
-      return added
-    } catch (error) {
-      if (!NOTHING_DONE.has(toCallError(error).code)) {
-        session.isUnsure = true
-        announce(connectionId)
-      }
-      throw error
-    } finally {
-      session.offers--
-      session.offeredBytes -= payloadBytes
-      deliver(session)
-    }
-  }
-
-  function canBeOffered(session: Session, bytes: number): boolean {
-    const { wanted, delivering, window, windowBytes, offers, offeredBytes } = session
-    if (wanted || delivering || !isOpen(session) || !hasRoom(session)) return false
-    return windowBytes + offeredBytes + bytes <= WINDOW_BYTES || window.size + offers === 0 // a larger one goes alone
-  }
-
-  /** Many adds end in one turn of the event loop, when the store writes them together: they go in one frame. */
-  function sendSoon(session: Session, message: DeliverableMessage): void {
-    if (session.unsent.push(message) > 1) return
-    process.nextTick(() => {
-      const messages = session.unsent.splice(0)
-      if (isOpen(session)) send(session, messages)
-      else announce(session.connectionId) // for a new session they are not in flight
-    })
   }
 
   /** A message was committed for the connection. */
@@ -276,22 +177,14 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   /** The messages were removed, by whatever caller: the window of the session has room again. */
   function removed(connectionId: string, ids: readonly string[]): void {
     const session = open.get(connectionId)
-    if (!session) return
-    for (const id of ids) leaveWindow(session, id)
-    deliver(session)
+    if (session) delivery.removed(session, ids)
   }
 
   /** Every few seconds: what no hint will bring. Leases that ran out, hints that were lost, releases that failed. */
   async function tick(): Promise<void> {
-    for (const session of open.values()) {
-      for (const [id, { until }] of session.window) {
-        if (until > now()) break // in the order of sending, so the rest is younger
-        leaveWindow(session, id)
-      }
-      deliver(session)
-    }
-    if (failures > 0) log.warn({ failures, err: lastFailure }, 'deliveries failed, the messages stay in the queue')
-    failures = 0
+    for (const session of open.values()) delivery.expire(session)
+    const failed = delivery.takeFailures()
+    if (failed.failures > 0) log.warn(failed, 'deliveries failed, the messages stay in the queue')
     if (unreleased.size > 0) await releaseNow()
     const orphans = []
     for (const { connectionId, epoch } of await directory.waiting(leaseMs)) {
@@ -309,7 +202,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
 
   /** For whoever watches the service. */
   function stats(): { sessions: number; rescued: number; leasesExpired: number } {
-    return { sessions: open.size, rescued, leasesExpired }
+    return { sessions: open.size, ...delivery.counts() }
   }
 
   /** Ends every session of this instance in one statement. The sockets stay; the caller closes them. */
@@ -325,93 +218,6 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     if (!session) return
     session.wanted = true
     deliver(session)
-  }
-
-  function deliver(session: Session): void {
-    if (session.delivering || !session.wanted || session.offers > 0) return
-    session.delivering = true
-    // Nothing is lost: `wanted` is still set, and the next hint, removal or tick tries again.
-    deliverAll(session).catch((err: unknown) => {
-      failures++
-      lastFailure = err
-    })
-  }
-
-  async function deliverAll(session: Session): Promise<void> {
-    const { connectionId } = session
-    try {
-      while (session.wanted && isOpen(session) && hasRoom(session)) {
-        const until = now() + (leaseMs || WINDOW_LEASE_MS)
-        session.wanted = false // what arrives while the store is asked sets it again
-        const { state, messages, more } = await claim(session)
-        if (!isOpen(session)) return
-        if (state !== 'current') {
-          // On another instance, and we learn of it here; or here, and then add() goes on with it.
-          if (!opening.has(connectionId)) over(session, state)
-          pubsub.publish(connectionId)
-          return
-        }
-        if (messages.length > 0) {
-          for (const { id, payloadBytes } of messages) enterWindow(session, id, payloadBytes, until)
-          if (session.isRescue) rescued += messages.length
-          send(session, messages)
-          leasesExpired += messages.filter(({ deliveries }) => deliveries > 1).length
-          if (messages.some(({ deliveries }) => deliveries === 2)) onOverdue?.(connectionId)
-        }
-        session.isRescue = false
-        if (more) session.wanted = true
-        if (more && messages.length === 0) return // what is next does not fit until something is removed
-      }
-    } finally {
-      session.delivering = false
-    }
-  }
-
-  async function claim(session: Session) {
-    const { connectionId, epoch, window, windowBytes, isUnsure } = session
-    try {
-      const claimed = await store.claim({
-        connectionId,
-        epoch,
-        limit: WINDOW_MESSAGES - window.size,
-        limitBytes: WINDOW_BYTES - windowBytes,
-        alone: window.size === 0,
-        leaseMs,
-        sent: isUnsure ? [...window.keys()] : undefined,
-      })
-      session.isUnsure = false // no offer is made while a claim is under way
-      return claimed
-    } catch (error) {
-      session.wanted = true
-      session.isUnsure = true
-      throw error
-    }
-  }
-
-  function send(session: Session, messages: readonly DeliverableMessage[]): void {
-    session.lastId = messages.at(-1)?.id
-    session.socket.send(messagesReceived(session.connectionId, messages), () => deliver(session))
-  }
-
-  function isOpen(session: Session): boolean {
-    return open.get(session.connectionId) === session && session.socket.isOpen
-  }
-
-  function hasRoom({ window, windowBytes, offers, offeredBytes, socket }: Session): boolean {
-    return window.size + offers < WINDOW_MESSAGES && windowBytes + offeredBytes < WINDOW_BYTES && socket.bufferedBytes < MAX_BUFFERED_BYTES
-  }
-
-  function enterWindow(session: Session, id: string, bytes: number, until: number): void {
-    leaveWindow(session, id) // delivered again: its lease ran out a moment ago
-    session.window.set(id, { bytes, until })
-    session.windowBytes += bytes
-  }
-
-  function leaveWindow(session: Session, id: string): void {
-    const entry = session.window.get(id)
-    if (!entry) return
-    session.window.delete(id)
-    session.windowBytes -= entry.bytes
   }
 
   /** Over, whatever the reason. The directory is told by whoever knows why. */
@@ -456,11 +262,6 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     end(session)
     if (why === 'replaced') tellReplaced(session)
   }
-}
-
-/** [spec: messagesReceived] No top-level `id`; the empty one in `params` is what existing clients expect. */
-function messagesReceived(connectionId: string, messages: Parameters<typeof stringifyMessages>[0]): string {
-  return `{"jsonrpc":"2.0","method":"messagesReceived","params":{"connectionId":${JSON.stringify(connectionId)},"messages":${stringifyMessages(messages)},"id":""}}`
 }
 
 function liveSessionReplaced(connectionId: string, sessionId: string): string {

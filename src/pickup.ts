@@ -1,6 +1,7 @@
 import type { Limits, OperationName, Params, Result } from './contract.js'
 import { CallError } from './errors.js'
-import type { LiveSessions, Socket } from './live-sessions.js'
+import type { Socket } from './delivery.js'
+import type { LiveSessions } from './live-sessions.js'
 import type { MessageStore, PushOutbox } from './ports.js'
 import type { Push } from './push.js'
 import type { createQuota } from './quota.js'

@@ -1,4 +1,4 @@
-import type { Socket } from './live-sessions.js'
+import type { Socket } from './delivery.js'
 import type { Clock, DuePush, Log, PushOutbox, PushOutcome, PushSender, PushSettlement, PushToken } from './ports.js'
 
 /**

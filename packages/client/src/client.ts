@@ -1,19 +1,14 @@
+import { createCalls, restMs, type Call } from './calls.js'
 import { createConnection } from './connection.js'
 import type { MethodName, MethodParams, MethodResult, Methods, QueuedMessage } from './contract.js'
-import { fromAnswer, MessagePickupError } from './errors.js'
+import { MessagePickupError } from './errors.js'
 import { createEmitter, type EventName, type Listener } from './events.js'
-import { mayRepeat, METHODS } from './repeat.js'
+import { METHODS } from './repeat.js'
 import { openSocket as openDefault } from './socket-ws.js'
 import type { OpenSocket } from './socket.js'
 
 /**
- * The client: calls in, answers out, whatever happens to the socket between.
- *
- * A call is
- *   waiting   for a socket
- *   sent      on the socket that is open now; when that is lost it waits again, or fails if it may not be repeated
- *   resting   after "not now", until it is sent again
- * and is settled by its answer or its deadline, whichever comes first. All have one order, that of the calls.
+ * The client: calls (calls.ts) over a socket that comes back (connection.ts), and the live sessions.
  *
  * A live session is wanted from addLiveSession until removeLiveSession, liveSessionReplaced or a refusal. The service ends
  * it with the socket; so on each new socket first the wanted sessions are added, in the order in which they were first
@@ -23,8 +18,6 @@ import type { OpenSocket } from './socket.js'
 
 // How many sessions are added at the same time: more would have to wait in line at the service, whose calls have a deadline.
 const ADDING = 128
-const REST_MS = 50
-const MAX_REST_MS = 1_500
 // What the service read before it removed a message is here at the latest so long after the ack was answered.
 const ECHO_MS = 5_000
 
@@ -61,24 +54,6 @@ export interface MessagePickupClient extends Methods {
   close(): Promise<void>
 }
 
-interface Call {
-  readonly id: number
-  readonly method: MethodName
-  readonly params: object
-  readonly text: string
-  /** That an addLiveSession of the caller opens. */
-  session: Session | undefined
-  /** Adds a session again: on this socket or not at all. */
-  isOfRestore: boolean
-  readonly answered: Promise<unknown>
-  state: 'new' | 'waiting' | 'sent' | 'resting' | 'settled'
-  tries: number
-  /** On some socket, once. */
-  wasSent: boolean
-  succeed(result: unknown): void
-  fail(error: MessagePickupError): void
-}
-
 interface Session {
   readonly connectionId: string
   readonly sessionId: string
@@ -90,14 +65,10 @@ export function createClient(options: ClientOptions): MessagePickupClient {
   const { callTimeoutMs = 10_000, maxQueuedCalls = 1_000, maxQueuedChars = 64 * 1024 * 1024 } = options
   const keyPrefix = randomName()
   const events = createEmitter()
-  const unsettled = new Map<number, Call>()
   const sessions = new Map<string, Session>()
   /** What the caller removed, until nothing that was read before can arrive: the time is that of the answer. */
   const removed = new Map<string, number>()
   const connecting = new Set<(error: MessagePickupError) => void>()
-  let calls = 0
-  let waiting = 0
-  let waitingChars = 0
   /** The socket is open and the sessions have been added on it. */
   let isReady = false
   /** Changes with every socket, so that what was begun on a former one stops. */
@@ -113,7 +84,7 @@ export function createClient(options: ClientOptions): MessagePickupClient {
     maxReconnectDelayMs: options.maxReconnectDelayMs ?? 1_000,
     pingIntervalMs: options.pingIntervalMs ?? 10_000,
     pongTimeoutMs: options.pongTimeoutMs ?? 3_000,
-    isWaiting: () => unsettled.size > waiting,
+    isWaiting: () => calls.isAnswerDue(),
     onOpen(url) {
       events.emit('connected', { url: safe(url) })
       void restore()
@@ -122,11 +93,13 @@ export function createClient(options: ClientOptions): MessagePickupClient {
     onLost({ url, code, reason, wasOpen }) {
       generation++
       isReady = false
-      for (const call of unsettled.values()) if (call.state === 'sent') lost(call)
+      calls.onLost()
       if (wasOpen) events.emit('disconnected', { url: safe(url), code, reason })
     },
     onWaiting: (next) => events.emit('reconnecting', { ...next, url: safe(next.url) }),
   })
+
+  const calls = createCalls({ callTimeoutMs, maxQueuedCalls, maxQueuedChars, wire: connection, isReady: () => isReady })
 
   const passOn = Object.fromEntries(
     (Object.keys(METHODS) as MethodName[]).map((method) => [method, (params: object) => ask(method, params)]),
@@ -134,7 +107,7 @@ export function createClient(options: ClientOptions): MessagePickupClient {
 
   return {
     ...passOn,
-    addMessage: (params) => passOn.addMessage({ ...params, idempotencyKey: params.idempotencyKey ?? `${keyPrefix}-${calls + 1}` }),
+    addMessage: (params) => passOn.addMessage({ ...params, idempotencyKey: params.idempotencyKey ?? `${keyPrefix}-${calls.count() + 1}` }),
     takeFromQueue: async (params) => without(params.connectionId, await passOn.takeFromQueue(params)),
     removeMessages,
     addLiveSession,
@@ -236,116 +209,17 @@ export function createClient(options: ClientOptions): MessagePickupClient {
   function ask(method: MethodName, params: object, session?: Session): Promise<unknown> {
     // Acks may still come while it closes: who has the messages in hand should not get them again.
     if (isClosed || (closing && method !== 'removeMessages')) return Promise.reject(closedError())
-    const call = createCall(method, params)
-    const chars = waitingChars + call.text.length + connection.bufferedBytes
-    if ((!isReady && waiting >= maxQueuedCalls) || chars > maxQueuedChars) {
-      call.fail(
-        new MessagePickupError('queue_full', `${waiting} calls wait already (${connection.lastFailure ?? 'not connected'}).`, {
-          retryable: true,
-          limit: chars > maxQueuedChars ? maxQueuedChars : maxQueuedCalls,
-        }),
-      )
-      return call.answered
-    }
-    connection.start()
-    call.session = session
-    if (session) session.adding = call
-    move(call, 'waiting')
-    if (isReady) send(call)
+    if (!session) return calls.ask(method, params).answered
+    // A newer session may take its place before it begins.
+    const call = calls.ask(method, params, () => sessions.get(session.connectionId) === session)
+    if (call.state !== 'settled') session.adding = call
     return call.answered
-  }
-
-  function createCall(method: MethodName, params: object): Call {
-    const id = ++calls
-    let settle: { resolve(result: unknown): void; reject(error: MessagePickupError): void }
-    const answered = new Promise<unknown>((resolve, reject) => (settle = { resolve, reject }))
-    const timer = setTimeout(() => {
-      const { wasSent } = call
-      const why = wasSent ? 'It may have taken effect.' : `It was never sent (${connection.lastFailure ?? 'not connected'}).`
-      call.fail(
-        new MessagePickupError('timeout', `${method}: not answered within ${callTimeoutMs} ms. ${why}`, {
-          retryable: true,
-          isOutcomeUnknown: wasSent,
-        }),
-      )
-    }, callTimeoutMs)
-    const done = () => {
-      clearTimeout(timer)
-      move(call, 'settled')
-      unsettled.delete(id)
-    }
-    const call: Call = {
-      id,
-      method,
-      params,
-      text: JSON.stringify({ jsonrpc: '2.0', id, method, params }),
-      session: undefined,
-      isOfRestore: false,
-      answered,
-      state: 'new',
-      tries: 0,
-      wasSent: false,
-      succeed(result) {
-        done()
-        settle.resolve(result)
-      },
-      fail(error) {
-        done()
-        settle.reject(error)
-      },
-    }
-    unsettled.set(id, call)
-    return call
-  }
-
-  /** The only place that changes a call's state, because what waits is counted. */
-  function move(call: Call, state: Call['state']): void {
-    if (call.state === 'waiting') {
-      waiting--
-      waitingChars -= call.text.length
-    }
-    call.state = state
-    if (state === 'waiting') {
-      waiting++
-      waitingChars += call.text.length
-    }
-  }
-
-  function send(call: Call): void {
-    const { session } = call
-    if (session && sessions.get(session.connectionId) !== session) return call.succeed(true) // a newer one took its place before it began
-    move(call, 'sent')
-    call.tries++
-    call.wasSent = true
-    connection.send(call.text)
-  }
-
-  function lost(call: Call): void {
-    if (!call.isOfRestore && mayRepeat(call.method, call.params)) return move(call, 'waiting')
-    call.fail(
-      new MessagePickupError('connection_lost', `${call.method}: the socket was lost before the answer. It may have taken effect.`, {
-        isOutcomeUnknown: true,
-      }),
-    )
   }
 
   function onFrame(frame: unknown): void {
     const { id, method, params, result, error } = (frame ?? {}) as Record<string, unknown>
     if (typeof method === 'string') return onNotification(method, params)
-    const call = typeof id === 'number' ? unsettled.get(id) : undefined
-    if (call?.state !== 'sent') return // its deadline was faster
-    if (error === undefined || error === null) return call.succeed(result)
-    const failure = fromAnswer(error)
-    if (!failure.retryable || call.isOfRestore || !mayRepeat(call.method, call.params, failure.code)) return call.fail(failure)
-    move(call, 'resting')
-    setTimeout(
-      () => {
-        if (call.state !== 'resting') return
-        move(call, 'waiting')
-        if (isReady) send(call)
-      },
-      Math.random() * Math.min(MAX_REST_MS, REST_MS * 2 ** call.tries),
-    )
+    calls.onAnswer(id, result, error)
   }
 
   function onNotification(method: string, params: unknown): void {
@@ -382,20 +256,13 @@ export function createClient(options: ClientOptions): MessagePickupClient {
       if (sessions.get(session.connectionId) !== session) continue
       if (session.adding) {
         track(session.adding.answered)
-        send(session.adding)
+        calls.send(session.adding)
       } else {
         track(addAgain(session, mine).then((isLive) => isLive && restored.push(session.connectionId)))
       }
     }
     isReady = true
-    for (const wanted of ['acks', 'rest']) {
-      for (const call of unsettled.values()) {
-        const isAck = call.method === 'removeMessages'
-        if (call.state !== 'waiting' || isAck !== (wanted === 'acks')) continue
-        if (isAck) track(call.answered)
-        send(call)
-      }
-    }
+    for (const ack of calls.sendWaiting()) track(ack)
     while (running.size > 0) await Promise.race(running)
     if (mine === generation && restored.length > 0) {
       events.emit('sessionsRestored', { connectionIds: restored.filter((connectionId) => sessions.has(connectionId)) })
@@ -408,10 +275,7 @@ export function createClient(options: ClientOptions): MessagePickupClient {
     const isWanted = () => mine === generation && sessions.get(connectionId) === session
     for (let tries = 1; isWanted(); tries++) {
       try {
-        const call = createCall('addLiveSession', { connectionId, sessionId })
-        call.isOfRestore = true
-        send(call)
-        if (await call.answered) return isWanted()
+        if (await calls.askOnce('addLiveSession', { connectionId, sessionId })) return isWanted()
       } catch (error) {
         if (!isWanted() || !(error instanceof MessagePickupError)) return false
         if (!error.retryable) {
@@ -420,7 +284,7 @@ export function createClient(options: ClientOptions): MessagePickupClient {
           return false
         }
       }
-      await new Promise((resolve) => setTimeout(resolve, Math.random() * Math.min(MAX_REST_MS, REST_MS * 2 ** tries)))
+      await new Promise((resolve) => setTimeout(resolve, restMs(tries)))
     }
     return false
   }
@@ -433,7 +297,7 @@ export function createClient(options: ClientOptions): MessagePickupClient {
     generation++
     for (const settle of [...connecting]) settle(closedError())
     sessions.clear() // the service ends them with the socket
-    while (unsettled.size > 0) await Promise.allSettled([...unsettled.values()].map(({ answered }) => answered))
+    await calls.allSettled()
     isClosed = true
     isReady = false
     connection.close()
