@@ -125,6 +125,13 @@ t.test('labels are names of this repository', async (t) => {
 })
 
 const promtool = [process.env.PROMTOOL ?? '', '/usr/bin/promtool'].find((path) => path && existsSync(path))
-t.test('promtool accepts the rules', { skip: !promtool && 'no promtool: point PROMTOOL to it' }, async (t) => {
+const skip = !promtool && 'no promtool: point PROMTOOL to it'
+t.test('promtool accepts the rules', { skip }, async (t) => {
   t.match(execFileSync(promtool!, ['check', 'rules', 'ops/alerts.yml'], { encoding: 'utf8' }), /SUCCESS/)
+})
+
+t.test('promtool accepts the metrics', { skip }, async (t) => {
+  const service = await startService(t)
+  const ours = (await scrape(service)).split('\n').filter((line) => /^(# \w+ )?mpr_/.test(line))
+  t.doesNotThrow(() => execFileSync(promtool!, ['check', 'metrics'], { input: `${ours.join('\n')}\n` }))
 })
