@@ -11,7 +11,7 @@ import { goalsTable } from './goals.js'
 import { machine, printTable } from './measure.js'
 import { addRound, depthTable, factsTable, faultsOf, trafficTable, type Results } from './results.js'
 import { groups } from './scenarios.js'
-import { FULL, SMOKE, type Group } from './scenarios/scenario.js'
+import { FULL, SMOKE, WARM, type Group } from './scenarios/scenario.js'
 import { build, openStand } from './stand.js'
 
 const options = process.argv.slice(2).filter((argument) => argument.startsWith('--'))
@@ -55,8 +55,7 @@ async function measureGroup(group: Group, isWanted: (name: string) => boolean): 
   const { scenarios, close } = await group.open(stand)
   const picked = scenarios.filter((scenario) => scenario.names.some(isWanted))
   try {
-    // Until the code is compiled.
-    if (!isSmoke && group.warms) for (const scenario of picked) await scenario.run(SMOKE)
+    if (!isSmoke && group.warms) for (const scenario of picked) await scenario.run(WARM)
     for (let round = 0; round < rounds; round++) {
       for (const scenario of picked) {
         if (scenario.once && round > 0) continue
