@@ -33,7 +33,7 @@ const EXPLANATIONS: [RegExp, string][] = [
   [/^@sinclair/, 'validation of parameters.'],
   [/^ours: src\/(json|jsonrpc)/, 'frames: depth, parsing, dispatching, answering.'],
   [/^ours: src\/(calls|contract|pickup|quota|arrival-order)/, 'a call: its checks, its deadline, its place in the order, its quota.'],
-  [/^ours: src\/live-sessions/, 'live sessions: who is owner, what is in flight.'],
+  [/^ours: src\/(live-sessions|delivery)/, 'live sessions: who is owner, what is in flight.'],
   [/^ours: plugins\/storage/, 'batches of statements, and rows made into messages.'],
   [/^ours: plugins\/pubsub/, 'hints.'],
   [/^ours: (routes|plugins\/websocket)/, 'frames from and to sockets.'],
