@@ -123,8 +123,8 @@ export async function openLoop(perSecond: number, total: number, start: (k: numb
     for (; k < total; k++) {
       const dueAt = startedAt + (k * 1_000) / perSecond
       const now = performance.now()
-      if (dueAt > now) return
-      late.push(now - dueAt)
+      if (dueAt > now + EARLY_MS) return
+      late.push(Math.max(0, now - dueAt))
       start(k, dueAt)
     }
     finish()
@@ -133,23 +133,30 @@ export async function openLoop(perSecond: number, total: number, start: (k: numb
   return percentile(late, 0.99)
 }
 
-/** Timers of Node have whole milliseconds, as much as a commit takes; a thread that waits on a condition is late by 0.05 ms. */
+/** A tick that comes so much before its time is taken for it, and does not wait for the next. */
+const EARLY_MS = 0.02
+
+/**
+ * Timers of Node have whole milliseconds, as much as a commit takes; a thread that waits on a condition is late by 0.05 ms. Both threads count
+ * from the same moment of the same clock: counted from the first message, which came late, all ticks were early, and each call one tick late.
+ */
 async function tick(stepMs: number, onTick: (startedAt: number, finish: () => void) => void): Promise<() => Promise<unknown>> {
   const worker = new Worker(
     `const { parentPort, workerData: stepMs } = require('node:worker_threads')
      const never = new Int32Array(new SharedArrayBuffer(4))
-     parentPort.postMessage(0)
-     for (let next = performance.now() + stepMs; ; next += stepMs) {
-       const waitMs = next - performance.now()
+     const now = () => Number(process.hrtime.bigint()) / 1e6
+     const startedAt = now()
+     for (let next = startedAt; ; next += stepMs) {
+       const waitMs = next - now()
        if (waitMs > 0) Atomics.wait(never, 0, 0, waitMs)
-       parentPort.postMessage(0)
+       parentPort.postMessage(startedAt)
      }`,
     { eval: true, workerData: stepMs, execArgv: [] },
   )
-  let startedAt: number | undefined
+  const offset = performance.now() - Number(process.hrtime.bigint()) / 1e6
   await new Promise<void>((finish, fail) => {
     worker.on('error', fail)
-    worker.on('message', () => onTick((startedAt ??= performance.now()), finish))
+    worker.on('message', (startedAt: number) => onTick(startedAt + offset, finish))
   })
   return () => worker.terminate()
 }
