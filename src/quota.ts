@@ -11,8 +11,10 @@ export interface Quota {
 // Counting costs as much as the queue is deep, so it is not done for each message. An exact count allows this share of
 // what is free before the next one: with up to 16 instances adding to one connection at once the quota still holds.
 const SHARE = 16
-// What other instances added since is noticed after this time at the latest.
+// What other instances added since is noticed after this time at the latest, and after half of it at the earliest: connections that were
+// counted together, after a restart, are not counted again together.
 const FRESH_MS = 60_000
+const freshMs = () => FRESH_MS * (0.5 + Math.random() / 2)
 const MAX_REMEMBERED = 100_000
 
 interface Allowance {
@@ -96,7 +98,7 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
     allowances.set(connectionId, {
       messages: free.messages < 1 ? 0 : Math.max(1, Math.floor(free.messages / SHARE)),
       bytes: Math.max(free.bytes / SHARE, Math.min(bytes, free.bytes)),
-      until: now() + FRESH_MS,
+      until: now() + freshMs(),
     })
     return free
   }
