@@ -20,7 +20,7 @@ const WINDOW_LEASE_MS = 30_000
 // A socket that has this much unsent is not given more until it drains.
 const MAX_BUFFERED_BYTES = 1024 * 1024
 // With these an add has surely not claimed its message.
-const NOTHING_DONE = new Set<ErrorName>(['overloaded', 'invalid_params'])
+const NOTHING_DONE = new Set<ErrorName>(['overloaded', 'invalid_params', 'quota_exceeded'])
 
 /** One connected client. It knows nothing of queues. */
 export interface Socket {

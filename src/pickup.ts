@@ -49,7 +49,9 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
       const pushToken = push?.usable(pushNotificationToken ?? (token === undefined ? undefined : { type: 'fcm', token }))
       const message = { connectionId, recipientDids, payload, payloadBytes, receivedAt, idempotencyKey, pushToken }
       try {
-        const added = await quota.run(connectionId, payloadBytes, () => liveSessions.adding(message, store.add))
+        const added = await quota.run(connectionId, payloadBytes, (ifAtMost) =>
+          liveSessions.adding(ifAtMost ? { ...message, ifAtMost } : message, store.add),
+        )
         push?.added(connectionId, socket, pushToken, added.push)
         return added.id
       } catch (error) {

@@ -16,11 +16,20 @@ const SHARE = 16
 const FRESH_MS = 60_000
 const freshMs = () => FRESH_MS * (0.5 + Math.random() / 2)
 const MAX_REMEMBERED = 100_000
+// With no more than this waiting, a message is stored without a count before it. So few are looked at by the insert itself.
+const FEW_MESSAGES = 32
+// A quota that is not several times as much is always counted, and so is one that a single message takes a large part of.
+const FEW_OF = 4
 
-interface Allowance {
+interface Room {
   messages: number
   bytes: number
+}
+
+interface Allowance extends Room {
   until: number
+  /** There were few when it was looked at. */
+  isFew: boolean
 }
 
 /** Adds that were called and have neither been stored nor failed. */
@@ -33,26 +42,37 @@ interface Pending {
 /**
  * Refuses a message that would make the queue of its connection larger than the quota. A refusal always follows an
  * exact count. What is stored is never evicted to make room.
+ *
+ * Most wallets are sent one message, and the next one after a long while. Such an add is not counted before, which would be a second
+ * statement: it is stored if few wait, and tells so.
  */
 export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, now: () => number) {
   const maxMessages = quota.messages || Infinity
   const maxBytes = quota.bytes || Infinity
   const allowances = new Map<string, Allowance>()
-  const counts = new Map<string, Promise<{ messages: number; bytes: number }>>()
+  const few = { messages: FEW_MESSAGES, bytes: Math.floor(Math.min(maxBytes, Number.MAX_SAFE_INTEGER) / FEW_OF) }
+  /** Counts, exact ones, and first adds, which tell no more than that few wait. */
+  const looks = new Map<string, Promise<Room | undefined>>()
   const pendings = new Map<string, Pending>()
 
   return { run }
 
   /**
-   * Runs `add` if the connection has room for `bytes` more.
+   * Runs `add` if the connection has room for `bytes` more. `add` may be told to store only if not more than `ifAtMost` waits, and then
+   * throws `quota_exceeded` otherwise; it is run again after a count.
    * @throws CallError `quota_exceeded`
    */
-  async function run<T>(connectionId: string, bytes: number, add: () => Promise<T>): Promise<T> {
+  async function run<T>(connectionId: string, bytes: number, add: (ifAtMost?: Room) => Promise<T>): Promise<T> {
     if (maxMessages === Infinity && maxBytes === Infinity) return add()
-    // While a count runs nobody overtakes the one who waits for it: the adds of a connection keep their order.
-    while (counts.has(connectionId) || !spend(connectionId, bytes)) {
+    // While somebody looks nobody overtakes the one who waits for it: the adds of a connection keep their order.
+    while (looks.has(connectionId) || !spend(connectionId, bytes)) {
       const pending = pendings.get(connectionId)
-      const free = await count(connectionId, bytes)
+      if (!pending && mayBeFew(connectionId, bytes)) {
+        const first = await addToFew(connectionId, bytes, add)
+        if (first) return first.added
+      }
+      const free = await (looks.get(connectionId) ?? count(connectionId, bytes))
+      if (!free) continue
       const full = free.messages < 1 ? refuse('messages', maxMessages) : free.bytes < bytes ? refuse('bytes', maxBytes) : undefined
       if (!full) continue
       if (!pending) throw full
@@ -81,26 +101,55 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
     return true
   }
 
+  function mayBeFew(connectionId: string, bytes: number): boolean {
+    if (looks.has(connectionId) || maxMessages < FEW_OF * few.messages || bytes > few.bytes) return false
+    return allowances.get(connectionId)?.isFew ?? true
+  }
+
+  /** @returns undefined when more than a few wait, and it was not added */
+  async function addToFew<T>(connectionId: string, bytes: number, add: (ifAtMost: Room) => Promise<T>): Promise<{ added: T } | undefined> {
+    const adding = add(few)
+    const room = { messages: maxMessages - few.messages - 1, bytes: maxBytes - few.bytes - bytes }
+    // In one step, so that this call goes on before those that wait for it.
+    const looked = adding.then(
+      () => {
+        allow(connectionId, room, bytes, true)
+        return void looks.delete(connectionId)
+      },
+      () => void looks.delete(connectionId),
+    )
+    looks.set(connectionId, looked)
+    try {
+      return { added: await adding }
+    } catch (error) {
+      if (error instanceof CallError && error.code === 'quota_exceeded') return undefined
+      throw error
+    }
+  }
+
   /** What is free, exactly. Callers that ask while a count runs share it. */
-  function count(connectionId: string, bytes: number): Promise<{ messages: number; bytes: number }> {
-    const running = counts.get(connectionId)
-    if (running) return running
-    const counted = countNow(connectionId, bytes).finally(() => counts.delete(connectionId))
-    counts.set(connectionId, counted)
+  function count(connectionId: string, bytes: number): Promise<Room> {
+    const counted = countNow(connectionId, bytes).finally(() => looks.delete(connectionId))
+    looks.set(connectionId, counted)
     return counted
   }
 
-  async function countNow(connectionId: string, bytes: number): Promise<{ messages: number; bytes: number }> {
+  async function countNow(connectionId: string, bytes: number): Promise<Room> {
     const pending = { messages: 0, bytes: 0, ...pendings.get(connectionId) }
     const stored = await store.depth(connectionId)
     const free = { messages: maxMessages - stored.messages - pending.messages, bytes: maxBytes - stored.bytes - pending.bytes }
+    allow(connectionId, free, bytes, stored.messages <= few.messages && stored.bytes <= few.bytes)
+    return free
+  }
+
+  function allow(connectionId: string, free: Room, bytes: number, isFew: boolean): void {
     if (allowances.size >= MAX_REMEMBERED) allowances.clear()
     allowances.set(connectionId, {
       messages: free.messages < 1 ? 0 : Math.max(1, Math.floor(free.messages / SHARE)),
       bytes: Math.max(free.bytes / SHARE, Math.min(bytes, free.bytes)),
       until: now() + freshMs(),
+      isFew,
     })
-    return free
   }
 
   function refuse(what: 'messages' | 'bytes', limit: number): CallError {

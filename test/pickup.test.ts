@@ -1,5 +1,5 @@
 import t from 'tap'
-import { message, newConnectionId, startService } from './helpers/service.js'
+import { message, newConnectionId, startService, testDatabase } from './helpers/service.js'
 
 const service = await startService(t)
 
@@ -14,6 +14,31 @@ t.test('a message can be added, counted, taken and removed', async (t) => {
   t.same(taken.encryptedMessage, message(connectionId).payload)
   t.equal(await client.call('removeMessages', { connectionId, messageIds: [id] }), null)
   t.equal(await client.call('getAvailableMessageCount', { connectionId }), 0)
+})
+
+t.test('a queue takes what its quota says, in order, and no message more', async (t) => {
+  const settings = { QUOTA_MESSAGES: '200', DATABASE_URL: await testDatabase(t) }
+  const [first, second] = [await startService(t, settings), await startService(t, settings)]
+  const connectionId = newConnectionId()
+  const add = (client: Awaited<ReturnType<typeof first.connect>>, n: number) => client.ask('addMessage', message(connectionId, n))
+  const client = await first.connect()
+  const answers = await Promise.all(Array.from({ length: 250 }, (_, i) => add(client, i)))
+  t.same(
+    answers.flatMap(({ error }) => error?.data.code ?? []),
+    Array(50).fill('quota_exceeded'),
+  )
+  const other = await second.connect()
+  t.equal((await add(other, 250)).error!.data.code, 'quota_exceeded', 'an instance that knows nothing of the queue looks before it adds')
+
+  const taken = await other.call('takeFromQueue', { connectionId })
+  t.same(
+    taken.map(({ id }: { id: string }) => id),
+    answers.flatMap(({ result }) => result ?? []),
+    'what was added first came first',
+  )
+  await other.call('removeMessages', { connectionId, messageIds: taken.slice(0, 1).map(({ id }: { id: string }) => id) })
+  t.type((await add(client, 251)).result, 'string', 'there is room again')
+  t.equal((await add(other, 252)).error!.data.code, 'quota_exceeded')
 })
 
 t.test('a repeated idempotencyKey is answered with the first id, also when the queue is full by now', async (t) => {

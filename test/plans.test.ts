@@ -142,7 +142,21 @@ function queueCases(): Case[] {
   const news = Array.from({ length: 50 }, (_, i) => (i % 2 ? DEEP : SHALLOW))
   const keys = news.map((_, i) => (i % 2 ? `key ${i * 1_000 + 10}` : `new ${i}`)) // half of them are there
   all.push({ title: 'add of 50', text: statements.add.text, values: added(news, Array(50).fill(null)), rows: 50, reads: 0 })
-  all.push({ title: 'add of 50 with keys', text: statements.addKeyed.text, values: added(news, keys), rows: 25, reads: 25 })
+  const unbounded = [news.map(() => null), 0]
+  all.push({
+    title: 'add of 50 with keys',
+    text: statements.addUnless.text,
+    values: [...added(news, keys), ...unbounded],
+    rows: 25,
+    reads: 25,
+  })
+  all.push({
+    title: 'add of 50 to where few wait, half of them to a deep queue',
+    text: statements.addUnless.text,
+    values: [...added(news, Array(50).fill(null)), news.map(() => 1_000_000), SHALLOW_MESSAGES],
+    rows: 25,
+    reads: 25 * (2 * SHALLOW_MESSAGES + 1),
+  })
   all.push({
     title: 'add of 50, claiming',
     text: statements.add.text,
@@ -162,8 +176,8 @@ function queueCases(): Case[] {
   })
   all.push({
     title: 'add of 50 with keys, owing pushes',
-    text: statements.addKeyedPushing.text,
-    values: [...added(news, keys), ...tokens],
+    text: statements.addUnlessPushing.text,
+    values: [...added(news, keys), ...unbounded, ...tokens],
     rows: 25,
     reads: 25,
   })

@@ -27,34 +27,49 @@ const NAMES = 'connection_id, dids, payload, bytes, received_at, idempotency_key
  * What it was given last is named by after_seq, so that there is mostly nothing to be read. Uses live_sessions_pkey and the primary key.
  */
 const CLAIMED = `LEFT JOIN LATERAL (
-    SELECT true AS yes FROM live_sessions s WHERE s.connection_id = u.connection_id AND s.epoch = u.epoch AND NOT EXISTS (
+    SELECT true AS yes FROM live_sessions s WHERE u.epoch IS NOT NULL AND s.connection_id = u.connection_id AND s.epoch = u.epoch AND NOT EXISTS (
       SELECT FROM queued_messages m WHERE m.connection_id = s.connection_id AND m.seq > coalesce(u.after_seq, s.since_seq)
         AND m.in_flight_epoch IS DISTINCT FROM s.epoch AND NOT pg_visible_in_snapshot(m.accepted_by, s.since))
-    LIMIT 1) claimed ON u.epoch IS NOT NULL`
+    LIMIT 1) claimed ON true`
 /** Milliseconds since the epoch, because parsing a timestamptz in Node costs more than the rest of the row. */
 export const RECEIVED_MS = `(extract(epoch FROM coalesce(received_at, accepted_at)) * 1000)::float8`
 const CLAIMED_MS = `CASE WHEN in_flight_epoch IS NOT NULL THEN ${RECEIVED_MS} END`
 const RETURNED = `seq, ${CLAIMED_MS} AS received_ms, connection_id, idempotency_key`
 
-const INSERT = `INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM unnest(${ARRAYS}) AS u (${NAMES}) ${CLAIMED}`
+/** What only UNLESS needs. */
+const WITH_AT_MOST = [`${ARRAYS}, $11::bigint[]`, `${NAMES}, at_most_bytes`] as const
+
+const insertFrom = (arrays: string, names: string) =>
+  `INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM unnest(${arrays}) AS u (${names}) ${CLAIMED}`
 /**
+ * Rows that are not written are not returned.
  * A key is known by its message, or by removed_keys. One that is known when the statement begins is not written at all: its message may be
- * removed before the insert comes to it, and what its removal left behind is not seen by this statement. Rows that are not written are not
- * returned. Uses queued_messages_idempotency_key and the primary key of removed_keys.
+ * removed before the insert comes to it, and what its removal left behind is not seen by this statement.
+ * Of a queue no more is read than tells that it has more than $12 messages. What u asks is asked within each subquery, where Postgres looks
+ * at it first; as a condition of the join it would look up all rows, also those of which nothing is asked.
+ * Uses queued_messages_idempotency_key, the primary key of removed_keys, and that of queued_messages.
  */
-const UNLESS_KNOWN = `LEFT JOIN LATERAL (
+const UNLESS = `LEFT JOIN LATERAL (
     SELECT true AS yes FROM (
-      SELECT FROM queued_messages m WHERE m.connection_id = u.connection_id AND m.idempotency_key = u.idempotency_key
-      UNION ALL SELECT FROM removed_keys k WHERE k.connection_id = u.connection_id AND k.idempotency_key = u.idempotency_key
+      SELECT FROM queued_messages m
+      WHERE u.idempotency_key IS NOT NULL AND m.connection_id = u.connection_id AND m.idempotency_key = u.idempotency_key
+      UNION ALL SELECT FROM removed_keys k
+      WHERE u.idempotency_key IS NOT NULL AND k.connection_id = u.connection_id AND k.idempotency_key = u.idempotency_key
         AND k.payload_hash = hashtextextended(u.payload, 0)) one
-    LIMIT 1) known ON u.idempotency_key IS NOT NULL WHERE known.yes IS NULL
+    LIMIT 1) known ON true
+  LEFT JOIN LATERAL (
+    SELECT true AS yes FROM (
+      SELECT payload_bytes FROM queued_messages m
+      WHERE u.at_most_bytes IS NOT NULL AND m.connection_id = u.connection_id ORDER BY m.seq LIMIT $12::int + 1) head
+    HAVING count(*) > $12 OR sum(payload_bytes) > u.at_most_bytes) deep ON true
+  WHERE known.yes IS NULL AND deep.yes IS NULL
   ON CONFLICT (connection_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING`
 
 // Uses the primary keys of push_outbox, push_tokens, live_sessions and instances.
-const insertAndOwe = (unlessKnown: string) => `WITH u AS MATERIALIZED (
-    SELECT * FROM unnest(${ARRAYS}, $11::text[], $12::text[], $13::text[], $14::text[]) AS u (${NAMES}, token_hash, type, project, token)),
+const insertAndOwe = (arrays: string, names: string, firstToken: number, unless: string) => `WITH u AS MATERIALIZED (
+    SELECT * FROM unnest(${arrays}, ${[0, 1, 2, 3].map((i) => `$${firstToken + i}::text[]`).join(', ')}) AS u (${names}, token_hash, type, project, token)),
   added AS (
-    INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM u ${CLAIMED} ${unlessKnown} RETURNING ${RETURNED}),
+    INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM u ${CLAIMED} ${unless} RETURNING ${RETURNED}),
   dead AS MATERIALIZED (
     SELECT o.token_hash FROM push_outbox o WHERE o.token_hash IN (SELECT token_hash FROM u WHERE token_hash IS NOT NULL) AND o.state = 'dead'),
   given AS MATERIALIZED (
@@ -80,10 +95,10 @@ const insertAndOwe = (unlessKnown: string) => `WITH u AS MATERIALIZED (
   SELECT a.seq, a.received_ms, a.connection_id, a.idempotency_key, (SELECT count(*) FROM reasons) > 0, (SELECT array_agg(token_hash) FROM dead) FROM added a ORDER BY a.seq`
 
 export const addStatements = {
-  add: { name: 'add', text: `${INSERT} RETURNING seq, ${CLAIMED_MS}` },
-  addKeyed: { name: 'add_keyed', text: `${INSERT} ${UNLESS_KNOWN} RETURNING ${RETURNED}` },
-  addPushing: { name: 'add_pushing', text: insertAndOwe('') },
-  addKeyedPushing: { name: 'add_keyed_pushing', text: insertAndOwe(UNLESS_KNOWN) },
+  add: { name: 'add', text: `${insertFrom(ARRAYS, NAMES)} RETURNING seq, ${CLAIMED_MS}` },
+  addUnless: { name: 'add_unless', text: `${insertFrom(...WITH_AT_MOST)} ${UNLESS} RETURNING ${RETURNED}` },
+  addPushing: { name: 'add_pushing', text: insertAndOwe(ARRAYS, NAMES, 11, '') },
+  addUnlessPushing: { name: 'add_unless_pushing', text: insertAndOwe(...WITH_AT_MOST, 13, UNLESS) },
   byKey: {
     name: 'by_key',
     text: `SELECT seq, tag FROM (
@@ -118,7 +133,8 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
   /** Each message is answered after the commit of its own row. One that Postgres refuses fails alone. */
   async function addBatch(messages: NewMessage[]): Promise<(Added | Error)[]> {
     try {
-      return await (messages.some(({ idempotencyKey }) => idempotencyKey !== undefined) ? addKeyed(messages) : addPlain(messages))
+      const isPlain = messages.every(({ idempotencyKey, ifAtMost }) => idempotencyKey === undefined && !ifAtMost)
+      return await (isPlain ? addPlain(messages) : addUnless(messages))
     } catch (error) {
       if (messages.length === 1) return [error instanceof CallError ? error : refused(error)]
       if (!isRefusedValue(error)) throw error
@@ -133,7 +149,7 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
     return rows.map((row, i) => toAdded(row, messages[i]!))
   }
 
-  async function addKeyed(messages: NewMessage[]): Promise<Added[]> {
+  async function addUnless(messages: NewMessage[]): Promise<(Added | Error)[]> {
     // A key twice: with another payload it may be another message, and rows that come back are told apart by their keys.
     const keys = new Set<string>()
     const firsts = messages.filter(({ connectionId, idempotencyKey }) => {
@@ -141,32 +157,35 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
       const key = `${connectionId}\n${idempotencyKey}`
       return !keys.has(key) && keys.add(key)
     })
-    const rows = await insertUnlessKnown(firsts)
-    // They come back in the order in which they were written, without those whose key was known.
+    const rows = await insertUnless(firsts)
+    // They come back in the order in which they were written, without those that were not.
     const results = new Map<NewMessage, Added>()
     for (const message of firsts) {
       const row = rows[results.size]
       if (row?.[2] === message.connectionId && row[3] === (message.idempotencyKey ?? null)) results.set(message, toAdded(row, message))
     }
-    const all: Added[] = []
-    for (const message of messages) all.push(results.get(message) ?? (await addedBefore(message)))
+    const all: (Added | Error)[] = []
+    for (const message of messages) all.push(results.get(message) ?? (await notAdded(message)))
     return all
   }
 
-  function insertUnlessKnown(messages: NewMessage[]): Promise<AddedRow[]> {
-    return insert(messages, pushes ? addStatements.addKeyedPushing : addStatements.addKeyed)
+  function insertUnless(messages: NewMessage[]): Promise<AddedRow[]> {
+    return insert(messages, pushes ? addStatements.addUnlessPushing : addStatements.addUnless, atMostValues(messages))
   }
 
-  function insert(messages: NewMessage[], statement: Statement): Promise<AddedRow[]> {
-    return query<AddedRow>(statement, pushes ? [...values(messages), ...tokenValues(messages)] : values(messages))
+  function insert(messages: NewMessage[], statement: Statement, more: unknown[] = []): Promise<AddedRow[]> {
+    return query<AddedRow>(statement, [...values(messages), ...more, ...(pushes ? tokenValues(messages) : [])])
   }
 
-  async function addedBefore(message: NewMessage): Promise<Added> {
+  /** Why not: its key was known, or there is too much before it. */
+  async function notAdded(message: NewMessage): Promise<Added | Error> {
     for (;;) {
       const first = await idOfKey(message)
       if (first !== undefined) return { id: first }
-      // Expired since: its key is free again.
-      const [row] = await insertUnlessKnown([message])
+      if (message.ifAtMost)
+        return new CallError('quota_exceeded', 'The queue of this connection has more than was to be added to. Nothing was stored.')
+      // Its key has expired since and is free again.
+      const [row] = await insertUnless([message])
       if (row) return toAdded(row, message)
     }
   }
@@ -213,6 +232,14 @@ function sessionsOf(messages: readonly NewMessage[]): (NewMessage['claimFor'] | 
     unclaimed.add(connectionId)
     return undefined
   })
+}
+
+/** The bound of one message is that of all to its connection: they are written or not, so the rows that come back tell which they are. */
+function atMostValues(messages: readonly NewMessage[]): unknown[] {
+  const bounds = new Map<string, NewMessage['ifAtMost']>()
+  for (const { connectionId, ifAtMost } of messages) if (ifAtMost) bounds.set(connectionId, ifAtMost)
+  const [bound] = bounds.values()
+  return [bigintArray(messages.map(({ connectionId }) => bounds.get(connectionId)?.bytes)), bound?.messages ?? 0]
 }
 
 function tokenValues(messages: NewMessage[]): unknown[] {

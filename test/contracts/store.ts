@@ -1,5 +1,6 @@
 import type { Test } from 'tap'
 import { randomUUID } from 'node:crypto'
+import type { CallError } from '../../src/errors.js'
 import type { JsonText } from '../../src/json.js'
 import type { Added, MessageStore, NewMessage, SessionDirectory } from '../../src/ports.js'
 
@@ -224,6 +225,32 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
     await store.add(message(connectionId, '1', { payloadBytes: 100 }))
     await store.add(message(connectionId, '2', { payloadBytes: 23 }))
     t.same(await other.depth(connectionId), { messages: 2, bytes: 123 })
+  })
+
+  t.test('a message is stored on top of no more than it says, and nothing of it is otherwise', async (t) => {
+    const [connectionId, busy] = [newId(), newId()]
+    const size = message(connectionId, '1').payloadBytes
+    const few = { messages: 2, bytes: 2 * size }
+    const refused = { code: 'quota_exceeded' }
+    for (const n of numbers(1, 3)) await store.add(message(connectionId, n, { ifAtMost: few }))
+    await t.rejects(store.add(message(connectionId, '4', { ifAtMost: few })), refused, 'more messages')
+    await t.rejects(store.add(message(connectionId, '4', { ifAtMost: { messages: 5, bytes: 3 * size - 1 } })), refused, 'more bytes')
+    await t.rejects(store.add(message(connectionId, '4', { ifAtMost: few, idempotencyKey: 'key' })), refused, 'with a key')
+    const keyed = message(connectionId, '4', { ifAtMost: { messages: 3, bytes: 3 * size }, idempotencyKey: 'key' })
+    const { id } = await store.add(keyed)
+    t.equal(await idOf(store.add({ ...keyed, ifAtMost: { messages: 0, bytes: 0 } })), id, 'it is there already')
+
+    // Others are stored with it, also to the same connection.
+    const together = [
+      store.add(message(connectionId, '5')),
+      store.add(message(busy, '1', { ifAtMost: few })),
+      store.add(message(connectionId, 'never', { ifAtMost: few })),
+      store.add(message(busy, '2', { ifAtMost: few })),
+    ]
+    const codes = (await Promise.allSettled(together)).map((result) => result.status === 'fulfilled' || (result.reason as CallError).code)
+    t.same(codes, [true, true, 'quota_exceeded', true])
+    t.same(texts(await other.take({ ...take, connectionId })), numbers(1, 5))
+    t.same(texts(await other.take({ ...take, connectionId: busy })), numbers(1, 2))
   })
 
   t.test('expired messages are neither counted nor taken, and are deleted', async (t) => {
