@@ -55,7 +55,7 @@ function serve(app: FastifyInstance, call: Call, access: Access, tag: string, ca
       if (typeof given !== 'object' || given === null || Array.isArray(given)) {
         throw new CallError('invalid_params', 'The body must be a JSON object with the parameters by name.', { field: 'body' })
       }
-      return call.run({ ...given, ...(request.params as object) }, payloads?.get(0), callerOf(request))
+      return call.run({ ...given, ...(request.params as object) }, payloads?.[0], callerOf(request))
     },
   })
 }

@@ -6,7 +6,7 @@
 export interface ArrivalOrder {
   /**
    * Runs `task` after every earlier task of `key`, save that neighbours with the same `overlaps` mark run together.
-   * A task that failed does not keep the next from running.
+   * A task that failed does not keep the next from running. It fails by its promise and does not throw.
    */
   run<T>(key: string, overlaps: string | undefined, task: () => Promise<T>): Promise<T>
 }
@@ -29,25 +29,26 @@ export function createArrivalOrder(): ArrivalOrder {
       if (!line) {
         const alone = { overlaps, running: 1, waiting: undefined }
         lines.set(key, alone)
-        return finish(key, alone, task)
+        return begin(key, alone, task)
       }
       if (!line.waiting && overlaps !== undefined && line.overlaps === overlaps) {
         line.running++
-        return finish(key, line, task)
+        return begin(key, line, task)
       }
       const waiting = (line.waiting ??= [])
       return new Promise((resolve, reject) => {
-        waiting.push({ overlaps, begin: () => void finish(key, line, task).then(resolve, reject) })
+        waiting.push({ overlaps, begin: () => void begin(key, line, task).then(resolve, reject) })
       })
     },
   }
 
-  async function finish<T>(key: string, line: Line, task: () => Promise<T>): Promise<T> {
-    try {
-      return await task()
-    } finally {
+  function begin<T>(key: string, line: Line, task: () => Promise<T>): Promise<T> {
+    const running = task()
+    const done = () => {
       if (--line.running === 0) next(key, line)
     }
+    running.then(done, done) // before whoever waits for it goes on
+    return running
   }
 
   /** Lets the next one begin, and those behind it that run together with it. */

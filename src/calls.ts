@@ -77,25 +77,33 @@ export function createCalls<Name extends string>(
     return {
       name,
       operation,
-      async run(input, payload, caller, order) {
-        const started = performance.now()
-        let outcome: 'ok' | ErrorName = 'ok'
+      run(input, payload, caller, order) {
+        const startedAt = performance.now()
+        const refuse = (error: Error) => {
+          observe?.(name, toCallError(error).code, performance.now() - startedAt)
+          return Promise.reject(error)
+        }
+        let params: Record<string, unknown>
         try {
           admit(caller)
-          const params = bind(check, input, payload)
-          const call = () => method(params, caller)
-          const value = await inTime(
-            call,
-            deadlineMs - (caller.waitedMs ?? 0),
-            order && ((task) => order.run(params.connectionId as string, overlaps, task)),
-          )
-          return { value, text: stringify(value) }
+          params = bind(check, input, payload)
         } catch (error) {
-          outcome = toCallError(error).code
-          throw error
-        } finally {
-          observe?.(name, outcome, performance.now() - started)
+          return refuse(error as Error)
         }
+        // One promise and callbacks, and not async functions within each other: it is on the path of every call, docs/decisions/0008.
+        const task = () => method(params, caller)
+        return inTime(task, deadlineMs - (caller.waitedMs ?? 0), order && { order, key: params.connectionId as string, overlaps }).then(
+          (value) => {
+            try {
+              const text = stringify(value)
+              observe?.(name, 'ok', performance.now() - startedAt)
+              return { value, text }
+            } catch (error) {
+              return refuse(error as Error)
+            }
+          },
+          refuse,
+        )
       },
     }
   }
@@ -120,27 +128,44 @@ export function createCalls<Name extends string>(
    * Answers in time, whatever happens. `call` does not begin once the time is over, so one that was still in line when its caller was told
    * "timeout" leaves no trace.
    */
-  async function inTime<T>(call: () => Promise<T>, leftMs: number, inOrder?: (task: () => Promise<T>) => Promise<T>): Promise<T> {
-    let timer: NodeJS.Timeout | undefined
-    let isOver = false
+  function inTime<T>(call: () => Promise<T>, leftMs: number, place?: Place): Promise<T> {
     const began = performance.now()
+    let isOver = false
     inFlight++
-    try {
-      return await new Promise<T>((resolve, reject) => {
-        timer = setTimeout(() => {
-          isOver = true
-          reject(timeout(deadlineMs))
-        }, leftMs)
-        const task = () => (isOver ? Promise.reject(timeout(deadlineMs)) : call())
-        ;(inOrder ? inOrder(task) : task()).then(resolve, reject)
-      })
-    } finally {
-      clearTimeout(timer)
-      saturation?.observe(performance.now() - began)
-      inFlight--
-      if (inFlight === 0) onIdle?.()
-    }
+    return new Promise<T>((resolve, reject) => {
+      const end = () => {
+        if (isOver) return false
+        isOver = true
+        clearTimeout(timer)
+        saturation?.observe(performance.now() - began)
+        inFlight--
+        if (inFlight === 0) onIdle?.()
+        return true
+      }
+      const fail = (error: Error) => {
+        if (end()) reject(error)
+      }
+      const timer = setTimeout(() => fail(timeout(deadlineMs)), leftMs)
+      const task = () => {
+        try {
+          return isOver ? Promise.reject(timeout(deadlineMs)) : call()
+        } catch (error) {
+          return Promise.reject(toCallError(error))
+        }
+      }
+      const running = place ? place.order.run(place.key, place.overlaps, task) : task()
+      running.then((value) => {
+        if (end()) resolve(value)
+      }, fail)
+    })
   }
+}
+
+/** In the order of arrival. */
+interface Place {
+  order: ArrivalOrder
+  key: string
+  overlaps: string | undefined
 }
 
 function timeout(deadlineMs: number): CallError {

@@ -11,9 +11,9 @@ export type JsonText = string & { readonly [jsonText]: true }
 export interface ParsedJson {
   value: unknown
   /** The text of the `payload` field of each call, by its place in the batch (0 when it is not a batch). */
-  payloads: Map<number, JsonText>
+  payloads: JsonText[]
   /** The text of the `id` of each call: a number past 2^53 would come back as another one. */
-  ids: Map<number, string>
+  ids: string[]
 }
 
 const QUOTE = 34
@@ -43,8 +43,8 @@ export function parseJson(text: string, maxDepth: number, shape: 'rpc' | 'body')
 
 /** Correct for valid JSON; for anything else it only has to end, because `JSON.parse` has the last word. */
 function findTexts(text: string, maxDepth: number, shape: 'rpc' | 'body'): Pick<ParsedJson, 'payloads' | 'ids'> {
-  const payloads = new Map<number, JsonText>()
-  const ids = new Map<number, string>()
+  const payloads: JsonText[] = []
+  const ids: string[] = []
   let payloadDepth = shape === 'rpc' ? 2 : 1
   const keys: string[] = [] // the current key at each depth down to the payload's
   let isBatch = false
@@ -86,11 +86,11 @@ function findTexts(text: string, maxDepth: number, shape: 'rpc' | 'body'): Pick<
       case CLOSE_BRACKET: {
         const code = text.charCodeAt(i)
         if (valueStart >= 0 && depth === payloadDepth) {
-          payloads.set(place, text.slice(valueStart, i).trim() as JsonText)
+          payloads[place] = text.slice(valueStart, i).trim() as JsonText
           valueStart = -1
         }
         if (idStart >= 0 && depth === payloadDepth - 1) {
-          ids.set(place, text.slice(idStart, i).trim())
+          ids[place] = text.slice(idStart, i).trim()
           idStart = -1
         }
         if (code === COMMA) {

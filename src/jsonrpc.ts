@@ -28,17 +28,28 @@ export type JsonRpc = (text: string, caller: Caller, order?: ArrivalOrder, onCal
 
 /** @returns a function that answers one frame; `undefined` when nothing is to be answered (notifications). */
 export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }: JsonRpcOptions): JsonRpc {
-  return async function answer(text, caller, order, onCalls) {
+  return function answer(text, caller, order, onCalls) {
     let parsed
     try {
       parsed = parseJson(text, maxDepth, 'rpc')
     } catch (error) {
-      return failure('null', error)
+      return Promise.resolve(failure('null', error))
     }
     const { value, payloads, ids } = parsed
-    if (!Array.isArray(value)) return answerOne(value, ids.get(0), payloads.get(0), caller, order)
+    return Array.isArray(value)
+      ? answerAll(value, ids, payloads, caller, order, onCalls)
+      : answerOne(value, ids[0], payloads[0], caller, order)
+  }
 
-    // [JSON-RPC 6] Batch.
+  /** [JSON-RPC 6] Batch. */
+  async function answerAll(
+    value: unknown[],
+    ids: readonly string[],
+    payloads: readonly JsonText[],
+    caller: Caller,
+    order?: ArrivalOrder,
+    onCalls?: (calls: number) => void,
+  ): Promise<string | undefined> {
     if (value.length === 0) return failure('null', new CallError('invalid_request', 'A batch must contain at least one call.'))
     if (value.length > maxBatch) {
       return failure(
@@ -47,7 +58,7 @@ export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }:
       )
     }
     onCalls?.(value.length)
-    const answers = await Promise.all(value.map((call, i) => answerOne(call, ids.get(i), payloads.get(i), caller, order)))
+    const answers = await Promise.all(value.map((call, i) => answerOne(call, ids[i], payloads[i], caller, order)))
     const replies = answers.filter((reply) => reply !== undefined)
     return replies.length > 0 ? `[${replies.join(',')}]` : undefined
   }

@@ -134,11 +134,14 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
    * Runs the add of a message. Then whoever holds the connection's live session is given it, or told to look for it; nobody waits for that.
    * @throws what `add` throws
    */
-  async function adding(message: NewMessage, add: (message: NewMessage) => Promise<Added>): Promise<Added> {
+  function adding(message: NewMessage, add: (message: NewMessage) => Promise<Added>): Promise<Added> {
     const session = open.get(message.connectionId)
     if (session && delivery.canBeOffered(session, message.payloadBytes)) return delivery.offering(session, message, add)
-    const added = await add(message)
-    announce(message.connectionId)
+    const added = add(message)
+    added.then(
+      () => announce(message.connectionId),
+      () => {}, // our caller is told
+    )
     return added
   }
 

@@ -26,17 +26,20 @@ interface Room {
   bytes: number
 }
 
-interface Allowance extends Room {
+/** Of one connection. One object and not a map for each fact: it is looked up for every message. */
+interface Known {
+  /** May be added before the next count. */
+  readonly allowed: Room
   until: number
-  /** There were few when it was looked at. */
-  isFew: boolean
-}
-
-/** Adds that were called and have neither been stored nor failed. */
-interface Pending {
-  messages: number
-  bytes: number
-  last: Promise<unknown>
+  /** There were few when it was looked at; undefined when it was not. */
+  isFew: boolean | undefined
+  /** Adds that were called and have neither been stored nor failed, and the last of them. */
+  readonly pending: Room
+  last: Promise<unknown> | undefined
+  /** A count, or a first add, which tells no more than that few wait. */
+  look: Promise<Room | undefined> | undefined
+  /** Calls that hold this object. */
+  users: number
 }
 
 /**
@@ -49,11 +52,8 @@ interface Pending {
 export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, now: () => number) {
   const maxMessages = quota.messages || Infinity
   const maxBytes = quota.bytes || Infinity
-  const allowances = new Map<string, Allowance>()
   const few = { messages: FEW_MESSAGES, bytes: Math.floor(Math.min(maxBytes, Number.MAX_SAFE_INTEGER) / FEW_OF) }
-  /** Counts, exact ones, and first adds, which tell no more than that few wait. */
-  const looks = new Map<string, Promise<Room | undefined>>()
-  const pendings = new Map<string, Pending>()
+  const connections = new Map<string, Known>()
 
   return { run }
 
@@ -64,61 +64,81 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
    */
   async function run<T>(connectionId: string, bytes: number, add: (ifAtMost?: Room) => Promise<T>): Promise<T> {
     if (maxMessages === Infinity && maxBytes === Infinity) return add()
-    // While somebody looks nobody overtakes the one who waits for it: the adds of a connection keep their order.
-    while (looks.has(connectionId) || !spend(connectionId, bytes)) {
-      const pending = pendings.get(connectionId)
-      if (!pending && mayBeFew(connectionId, bytes)) {
-        const first = await addToFew(connectionId, bytes, add)
-        if (first) return first.added
+    const known = knownOf(connectionId)
+    known.users++
+    try {
+      // While somebody looks nobody overtakes the one who waits for it: the adds of a connection keep their order.
+      while (known.look || !spend(known, bytes)) {
+        const { look, last } = known
+        if (!look && !last && mayBeFew(known, bytes)) {
+          const first = await addToFew(known, bytes, add)
+          if (first) return first.added
+        }
+        const free = await (known.look ?? count(connectionId, known, bytes))
+        if (!free) continue
+        const full = free.messages < 1 ? refuse('messages', maxMessages) : free.bytes < bytes ? refuse('bytes', maxBytes) : undefined
+        if (!full) continue
+        if (!last) throw full
+        await last.catch(() => {}) // it may have been counted twice, or may yet fail and leave room
       }
-      const free = await (looks.get(connectionId) ?? count(connectionId, bytes))
-      if (!free) continue
-      const full = free.messages < 1 ? refuse('messages', maxMessages) : free.bytes < bytes ? refuse('bytes', maxBytes) : undefined
-      if (!full) continue
-      if (!pending) throw full
-      await pending.last.catch(() => {}) // it may have been counted twice, or may yet fail and leave room
+      return await addPending(known, bytes, add)
+    } finally {
+      known.users--
     }
-    const pending = pendings.get(connectionId) ?? { messages: 0, bytes: 0, last: Promise.resolve() }
-    pendings.set(connectionId, pending)
+  }
+
+  function knownOf(connectionId: string): Known {
+    let known = connections.get(connectionId)
+    if (!known) {
+      if (connections.size >= MAX_REMEMBERED) forget()
+      const none = () => ({ messages: 0, bytes: 0 })
+      known = { allowed: none(), until: 0, isFew: undefined, pending: none(), last: undefined, look: undefined, users: 0 }
+      connections.set(connectionId, known)
+    }
+    return known
+  }
+
+  function forget(): void {
+    for (const [connectionId, { users }] of connections) if (users === 0) connections.delete(connectionId)
+  }
+
+  async function addPending<T>(known: Known, bytes: number, add: () => Promise<T>): Promise<T> {
+    const { pending } = known
     pending.messages++
     pending.bytes += bytes
-    const added = add()
-    pending.last = added
+    const adding = add()
+    known.last = adding
     try {
-      return await added
+      return await adding
     } finally {
       pending.messages--
       pending.bytes -= bytes
-      if (pending.messages === 0) pendings.delete(connectionId)
+      if (pending.messages === 0) known.last = undefined
     }
   }
 
-  function spend(connectionId: string, bytes: number): boolean {
-    const allowance = allowances.get(connectionId)
-    if (!allowance || allowance.until < now() || allowance.messages < 1 || allowance.bytes < bytes) return false
-    allowance.messages--
-    allowance.bytes -= bytes
+  function spend({ allowed, until }: Known, bytes: number): boolean {
+    if (until < now() || allowed.messages < 1 || allowed.bytes < bytes) return false
+    allowed.messages--
+    allowed.bytes -= bytes
     return true
   }
 
-  function mayBeFew(connectionId: string, bytes: number): boolean {
-    if (looks.has(connectionId) || maxMessages < FEW_OF * few.messages || bytes > few.bytes) return false
-    return allowances.get(connectionId)?.isFew ?? true
+  function mayBeFew({ isFew = true }: Known, bytes: number): boolean {
+    return isFew && maxMessages >= FEW_OF * few.messages && bytes <= few.bytes
   }
 
   /** @returns undefined when more than a few wait, and it was not added */
-  async function addToFew<T>(connectionId: string, bytes: number, add: (ifAtMost: Room) => Promise<T>): Promise<{ added: T } | undefined> {
+  async function addToFew<T>(known: Known, bytes: number, add: (ifAtMost: Room) => Promise<T>): Promise<{ added: T } | undefined> {
     const adding = add(few)
-    const room = { messages: maxMessages - few.messages - 1, bytes: maxBytes - few.bytes - bytes }
     // In one step, so that this call goes on before those that wait for it.
-    const looked = adding.then(
+    known.look = adding.then(
       () => {
-        allow(connectionId, room, bytes, true)
-        return void looks.delete(connectionId)
+        allow(known, { messages: maxMessages - few.messages - 1, bytes: maxBytes - few.bytes - bytes }, bytes, true)
+        return (known.look = undefined)
       },
-      () => void looks.delete(connectionId),
+      () => (known.look = undefined),
     )
-    looks.set(connectionId, looked)
     try {
       return { added: await adding }
     } catch (error) {
@@ -128,28 +148,25 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
   }
 
   /** What is free, exactly. Callers that ask while a count runs share it. */
-  function count(connectionId: string, bytes: number): Promise<Room> {
-    const counted = countNow(connectionId, bytes).finally(() => looks.delete(connectionId))
-    looks.set(connectionId, counted)
+  function count(connectionId: string, known: Known, bytes: number): Promise<Room> {
+    const counted = countNow(connectionId, known, bytes).finally(() => (known.look = undefined))
+    known.look = counted
     return counted
   }
 
-  async function countNow(connectionId: string, bytes: number): Promise<Room> {
-    const pending = { messages: 0, bytes: 0, ...pendings.get(connectionId) }
+  async function countNow(connectionId: string, known: Known, bytes: number): Promise<Room> {
+    const pending = { ...known.pending }
     const stored = await store.depth(connectionId)
     const free = { messages: maxMessages - stored.messages - pending.messages, bytes: maxBytes - stored.bytes - pending.bytes }
-    allow(connectionId, free, bytes, stored.messages <= few.messages && stored.bytes <= few.bytes)
+    allow(known, free, bytes, stored.messages <= few.messages && stored.bytes <= few.bytes)
     return free
   }
 
-  function allow(connectionId: string, free: Room, bytes: number, isFew: boolean): void {
-    if (allowances.size >= MAX_REMEMBERED) allowances.clear()
-    allowances.set(connectionId, {
-      messages: free.messages < 1 ? 0 : Math.max(1, Math.floor(free.messages / SHARE)),
-      bytes: Math.max(free.bytes / SHARE, Math.min(bytes, free.bytes)),
-      until: now() + freshMs(),
-      isFew,
-    })
+  function allow(known: Known, free: Room, bytes: number, isFew: boolean): void {
+    known.allowed.messages = free.messages < 1 ? 0 : Math.max(1, Math.floor(free.messages / SHARE))
+    known.allowed.bytes = Math.max(free.bytes / SHARE, Math.min(bytes, free.bytes))
+    known.until = now() + freshMs()
+    known.isFew = isFew
   }
 
   function refuse(what: 'messages' | 'bytes', limit: number): CallError {
