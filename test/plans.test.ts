@@ -125,6 +125,19 @@ function queueCases(): Case[] {
     add('claim of nothing new', statements.claim.text, claimed, { rows: 1, reads: 0, given: LIVE(queue, MESSAGES) })
     add('claim for a session that is over', statements.claim.text, claimed, { rows: 1, reads: 0 })
   }
+  const together = (bytes: number) => [[DEEP, SHALLOW], [10, 10], TTL, 30_000, bytes]
+  all.push(
+    { title: 'takes of 10 together', text: statements.takeMany.text, values: together(65_536), rows: 20, reads: 40 },
+    { title: 'takes of 10 together, none of a small page', text: statements.takeMany.text, values: together(1), rows: 2, reads: 20 },
+    {
+      title: 'takes of 10 together, one in a live session',
+      text: statements.takeMany.text,
+      values: together(65_536),
+      given: LIVE(DEEP, 0),
+      rows: 11,
+      reads: 20,
+    },
+  )
   all.push({ title: 'by key', text: statements.byKey.text, values: [DEEP, 'key 500000', '{}'], rows: 1, reads: 1 })
 
   const added = (connections: string[], keys: (string | null)[], epoch: number | null = null) => [

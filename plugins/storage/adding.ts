@@ -3,6 +3,7 @@ import { CallError } from '../../src/errors.js'
 import type { Added, MessageStore, NewMessage } from '../../src/ports.js'
 import { bigintArray, intArray, textArray } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
+import { RECEIVED_MS } from './fragments.js'
 import { formatId, MAX_TAG, parseId } from './message-id.js'
 import { hashOf, isLive, OWED_BY_MESSAGES } from './owing.js'
 import { isRefusedValue, type Query, type Statement } from './query.js'
@@ -31,8 +32,6 @@ const CLAIMED = `LEFT JOIN LATERAL (
       SELECT FROM queued_messages m WHERE m.connection_id = s.connection_id AND m.seq > coalesce(u.after_seq, s.since_seq)
         AND m.in_flight_epoch IS DISTINCT FROM s.epoch AND NOT pg_visible_in_snapshot(m.accepted_by, s.since))
     LIMIT 1) claimed ON true`
-/** Milliseconds since the epoch, because parsing a timestamptz in Node costs more than the rest of the row. */
-export const RECEIVED_MS = `(extract(epoch FROM coalesce(received_at, accepted_at)) * 1000)::float8`
 const CLAIMED_MS = `CASE WHEN in_flight_epoch IS NOT NULL THEN ${RECEIVED_MS} END`
 const RETURNED = `seq, ${CLAIMED_MS} AS received_ms, connection_id, idempotency_key`
 
@@ -109,7 +108,7 @@ export const addStatements = {
 } satisfies Record<string, Statement>
 
 // A batch is bounded so that one of large payloads neither stalls the event loop nor runs into statement_timeout.
-const BATCH = { lanes: 2, maxItems: 200, maxBytes: 4 * 1024 * 1024, maxWaitingBytes: 256 * 1024 * 1024, maxWaitMs: 1_000 }
+const BATCH = { lanes: 2, maxItems: 200, maxBytes: 1024 * 1024, maxWaitingBytes: 256 * 1024 * 1024, maxWaitMs: 1_000 }
 
 type AddedRow = [
   seq: string,

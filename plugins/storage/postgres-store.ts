@@ -1,42 +1,28 @@
-import type { JsonText } from '../../src/json.js'
-import type { DeliverableMessage, MessageStore, StoredMessage } from '../../src/ports.js'
-import { addStatements, createAdding, RECEIVED_MS } from './adding.js'
+import type { DeliverableMessage, MessageStore } from '../../src/ports.js'
+import { addStatements, createAdding } from './adding.js'
 import { bigintArray, intArray, textArray } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
+import {
+  AVAILABLE,
+  BY_SEQ,
+  KEYS_REMEMBERED_S,
+  LIVE_EPOCH,
+  RECEIVED_MS,
+  REMEMBER,
+  REMEMBERED,
+  REMOVED,
+  toMessage,
+  type MessageRow,
+} from './fragments.js'
 import { formatId, parseId } from './message-id.js'
 import type { Query, Statement } from './query.js'
+import { createTaking, takeStatements } from './taking.js'
 
 /*
  * Every statement below is keyed by connection_id ($1) and reads the primary key (connection_id, seq), so that its cost
  * depends neither on other queues nor, up to its limit, on the depth of this one. test/plans.test.ts reads the plans.
  * Rows are picked in a CTE and named again as `seq = ANY (ARRAY (...))`: with a join the planner may read the whole queue.
  */
-
-/** The epoch of the connection's live session, or no row. Uses live_sessions_pkey and instances_pkey. */
-export const LIVE_EPOCH = `
-  SELECT s.epoch FROM live_sessions s LEFT JOIN instances i ON i.instance_id = s.instance_id
-  WHERE s.connection_id = $1 AND (s.expires_at > now() OR i.lease_until > now())`
-
-/**
- * What take may hand out: not expired, addressed to $2 (when given). The age is compared and not accepted_at, so that the index on
- * it, which holds all queues, is not even considered.
- */
-const AVAILABLE = `m.connection_id = $1 AND now() - m.accepted_at < $3::interval
-    AND ($2::text IS NULL OR $2 = ANY (m.recipient_dids))`
-/** Not taken in the current session. */
-const NOT_TAKEN = `(m.in_flight_taken IS NOT TRUE OR m.in_flight_until <= now()
-      OR m.in_flight_epoch IS DISTINCT FROM (SELECT epoch FROM live))`
-
-/** Of `head`, oldest first, what fits into $5 bytes; what could never fit is passed over, or goes alone when it is first. */
-const FITS = `CASE WHEN first_bytes > $5 THEN place = 1 ELSE payload_bytes <= $5 AND running_bytes <= $5 END`
-const RUNNING = `row_number() OVER by_seq AS place, first_value(payload_bytes) OVER by_seq AS first_bytes,
-    sum(payload_bytes) FILTER (WHERE payload_bytes <= $5) OVER by_seq AS running_bytes`
-const BY_SEQ = `WINDOW by_seq AS (ORDER BY seq ROWS UNBOUNDED PRECEDING)`
-const PICKED = `picked AS (SELECT seq FROM (SELECT seq, payload_bytes, ${RUNNING} FROM head ${BY_SEQ}) h WHERE ${FITS})`
-const LOCKED_HEAD = `head AS (
-    SELECT m.seq, m.payload_bytes FROM queued_messages m
-    WHERE ${AVAILABLE} AND ${NOT_TAKEN}
-    ORDER BY m.seq LIMIT $4 FOR UPDATE)`
 
 /** In vain. Then a message is left to take. */
 export const MAX_DELIVERIES = 5
@@ -49,58 +35,12 @@ export const deliverable = (epoch: string, leaseMs: string) => `(m.deliveries < 
       AND (m.in_flight_epoch IS DISTINCT FROM ${epoch} OR greatest(m.in_flight_until, m.in_flight_until - ${leaseMs} * interval '1 ms'
         + CASE WHEN m.deliveries > 0 THEN 30 * 2 ^ (m.deliveries - 1) ELSE 0 END * interval '1 s') <= now()))`
 
-/** How long the key of a removed message is remembered. Longer than any client repeats one call. */
-const KEYS_REMEMBERED_S = 300
-/** From `gone`. */
-const REMEMBER = `INSERT INTO removed_keys (connection_id, idempotency_key, seq, tag, payload_hash)
-  SELECT connection_id, idempotency_key, seq, tag, payload_hash FROM gone WHERE idempotency_key IS NOT NULL
-  ON CONFLICT (connection_id, idempotency_key) DO UPDATE
-    SET seq = excluded.seq, tag = excluded.tag, payload_hash = excluded.payload_hash, removed_at = excluded.removed_at`
-const REMOVED = `m.connection_id, m.idempotency_key, m.seq, m.tag, CASE WHEN m.idempotency_key IS NOT NULL THEN hashtextextended(m.payload, 0) END AS payload_hash`
-const REMEMBERED = `remembered AS (${REMEMBER})`
-
 /** Marked for this session by an add or a claim whose answer was lost, so that nobody sent it. Only when $8 tells what was sent. */
 const NEVER_SENT = `($8::bigint[] IS NOT NULL AND m.in_flight_epoch = $2 AND NOT m.in_flight_taken AND m.deliveries = 1 AND m.seq <> ALL ($8))`
 
 const statements = {
   ...addStatements,
-
-  // Reads nothing when the connection has a live session (and leases are on): then the messages must be marked, by takeMarked.
-  take: {
-    name: 'take',
-    text: `WITH live AS MATERIALIZED (SELECT CASE WHEN $6::int > 0 THEN (${LIVE_EPOCH}) END AS epoch)
-  SELECT live.epoch, taken.seq, taken.tag, taken.received_ms, taken.payload FROM live LEFT JOIN (
-    SELECT * FROM (
-      SELECT *, ${RUNNING} FROM (
-        SELECT m.seq, m.tag, m.payload, m.payload_bytes, ${RECEIVED_MS} AS received_ms FROM queued_messages m
-        WHERE ${AVAILABLE} AND (SELECT epoch FROM live) IS NULL
-        ORDER BY m.seq LIMIT $4) head
-      ${BY_SEQ}) h
-    WHERE ${FITS}) taken ON true
-  ORDER BY taken.seq`,
-  },
-
-  takeMarked: {
-    name: 'take_marked',
-    text: `WITH live AS MATERIALIZED (SELECT (${LIVE_EPOCH}) AS epoch), ${LOCKED_HEAD}, ${PICKED}
-  UPDATE queued_messages m SET in_flight_epoch = (SELECT epoch FROM live), in_flight_until = now() + $6::int * interval '1 ms',
-    in_flight_taken = (SELECT epoch FROM live) IS NOT NULL -- the session may have ended since take looked
-  WHERE m.connection_id = $1 AND m.seq = ANY (ARRAY (SELECT seq FROM picked))
-  RETURNING m.seq, m.tag, ${RECEIVED_MS}, m.payload`,
-  },
-
-  // One statement reads and deletes. A caller that waits for rows which another one deletes goes on to the next: LIMIT counts what
-  // was locked. SKIP LOCKED would pass over rows that the other locks and then leaves, because they do not fit its bytes, and say
-  // "empty" (48 of 80 takes in an experiment). All lock in the order of seq, so nobody waits in a circle.
-  takeDeleted: {
-    name: 'take_deleted',
-    text: `WITH live AS MATERIALIZED (SELECT (${LIVE_EPOCH}) AS epoch), ${LOCKED_HEAD}, ${PICKED},
-  gone AS (
-    DELETE FROM queued_messages m WHERE m.connection_id = $1 AND m.seq = ANY (ARRAY (SELECT seq FROM picked))
-    RETURNING ${REMOVED}, m.payload, m.received_at, m.accepted_at),
-  ${REMEMBERED}
-  SELECT m.seq, m.tag, ${RECEIVED_MS}, m.payload FROM gone m`,
-  },
+  ...takeStatements,
 
   count: {
     name: 'count',
@@ -190,8 +130,6 @@ const REMOVE_BATCH = { lanes: 2, maxItems: 500, maxBytes: 5_000, maxWaitingBytes
 // Few queues are deep, but they hold up what is asked for together with them. Here "bytes" are queues.
 const DEPTH_BATCH = { lanes: 2, maxItems: 50, maxBytes: 50, maxWaitingBytes: 100_000, maxWaitMs: 1_000 }
 
-type MessageRow = [seq: string, tag: number, receivedMs: number, payload: JsonText]
-
 export interface PostgresStoreOptions {
   query: Query
   /** Seconds after which a message expires; 0 = never. */
@@ -219,14 +157,7 @@ export function createPostgresStore({ query, messageTtlSeconds, pushes }: Postgr
 
   return {
     ...createAdding({ query, pushes }),
-
-    async take({ connectionId, recipientDid, limit, limitBytes, remove, leaseMs }) {
-      const values = [connectionId, recipientDid ?? null, ttl, limit, limitBytes]
-      if (remove) return sorted(await query<MessageRow>(statements.takeDeleted, values))
-      const rows = await query<[epoch: string | null, ...MessageRow]>(statements.take, [...values, leaseMs])
-      if (rows[0]![0] !== null) return sorted(await query<MessageRow>(statements.takeMarked, [...values, leaseMs]))
-      return rows.filter(([, seq]) => seq !== null).map(([, ...row]) => toMessage(row))
-    },
+    ...createTaking({ query, age: ttl }),
 
     async count(connectionId, recipientDid) {
       const [row] = await query<[number]>(statements.count, [connectionId, recipientDid ?? null, ttl])
@@ -289,13 +220,4 @@ export function createPostgresStore({ query, messageTtlSeconds, pushes }: Postgr
       ])
     return removals.map(() => undefined)
   }
-}
-
-/** DELETE and UPDATE ... RETURNING have no order. */
-function sorted(rows: MessageRow[]): StoredMessage[] {
-  return rows.sort((a, b) => Number(a[0]) - Number(b[0])).map(toMessage)
-}
-
-function toMessage([seq, tag, receivedMs, payload]: MessageRow): StoredMessage {
-  return { id: formatId(seq, tag), receivedAt: new Date(receivedMs).toISOString(), encryptedMessage: payload }
 }

@@ -227,6 +227,40 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
     t.same(await other.depth(connectionId), { messages: 2, bytes: 123 })
   })
 
+  t.test('takes of many connections at once: each gets its own page, whatever the others are', async (t) => {
+    const connections = Array.from({ length: 40 }, newId)
+    for (const [i, connectionId] of connections.entries()) await fill(connectionId, 1, i % 7)
+    const [live, large, filtered, gone] = [newId(), newId(), newId(), newId()]
+    await sessions.open({ connectionId: live, sessionId: 's' })
+    await fill(live, 1, 3)
+    const long = 'x'.repeat(50_000)
+    for (const n of numbers(1, 3)) await store.add(message(large, `${n} ${long}`))
+    await store.add(message(filtered, '1', { recipientDids: [DID_B] }))
+    await fill(filtered, 2, 2)
+    await fill(gone, 1, 2)
+    const asked = [
+      ...connections.map((connectionId) => ({ connectionId, limit: 5 })),
+      { connectionId: live, limit: 2 },
+      { connectionId: large, limit: 2 },
+      { connectionId: filtered, limit: 5, recipientDid: DID_B },
+      { connectionId: gone, limit: 5, remove: true },
+      { connectionId: connections[6]!, limit: 2 },
+      { connectionId: connections[6]!, limit: 5, limitBytes: message(newId(), '1').payloadBytes * 3 },
+    ]
+    const pages = await Promise.all(asked.map((one) => store.take({ ...take, ...one })))
+    t.same(pages.map(texts), [
+      ...connections.map((_, i) => numbers(1, Math.min(5, i % 7))),
+      numbers(1, 2),
+      [`1 ${long}`, `2 ${long}`],
+      ['1'],
+      numbers(1, 2),
+      numbers(1, 2),
+      numbers(1, 3),
+    ])
+    const again = await Promise.all([live, large, gone].map((connectionId) => store.take({ ...take, connectionId, limit: 2 })))
+    t.same(again.map(texts), [['3'], [`1 ${long}`, `2 ${long}`], []], 'what was taken in a live session is in flight, and only that')
+  })
+
   t.test('a message is stored on top of no more than it says, and nothing of it is otherwise', async (t) => {
     const [connectionId, busy] = [newId(), newId()]
     const size = message(connectionId, '1').payloadBytes

@@ -1,0 +1,43 @@
+import type { JsonText } from '../../src/json.js'
+import type { StoredMessage } from '../../src/ports.js'
+import { formatId } from './message-id.js'
+
+/* Parts that statements about messages share, and the rows that they give. */
+
+/** The epoch of the connection's live session, or no row. Uses live_sessions_pkey and instances_pkey. */
+export const liveEpoch = (connectionId: string) => `
+  SELECT s.epoch FROM live_sessions s LEFT JOIN instances i ON i.instance_id = s.instance_id
+  WHERE s.connection_id = ${connectionId} AND (s.expires_at > now() OR i.lease_until > now())`
+export const LIVE_EPOCH = liveEpoch('$1')
+
+/**
+ * What take may hand out: not expired, addressed to $2 (when given). The age is compared and not accepted_at, so that the index on
+ * it, which holds all queues, is not even considered.
+ */
+export const AVAILABLE = `m.connection_id = $1 AND now() - m.accepted_at < $3::interval
+    AND ($2::text IS NULL OR $2 = ANY (m.recipient_dids))`
+/** Milliseconds since the epoch, because parsing a timestamptz in Node costs more than the rest of the row. */
+export const RECEIVED_MS = `(extract(epoch FROM coalesce(received_at, accepted_at)) * 1000)::float8`
+
+export const BY_SEQ = `WINDOW by_seq AS (ORDER BY seq ROWS UNBOUNDED PRECEDING)`
+
+/** How long the key of a removed message is remembered. Longer than any client repeats one call. */
+export const KEYS_REMEMBERED_S = 300
+/** From `gone`. */
+export const REMEMBER = `INSERT INTO removed_keys (connection_id, idempotency_key, seq, tag, payload_hash)
+  SELECT connection_id, idempotency_key, seq, tag, payload_hash FROM gone WHERE idempotency_key IS NOT NULL
+  ON CONFLICT (connection_id, idempotency_key) DO UPDATE
+    SET seq = excluded.seq, tag = excluded.tag, payload_hash = excluded.payload_hash, removed_at = excluded.removed_at`
+export const REMOVED = `m.connection_id, m.idempotency_key, m.seq, m.tag, CASE WHEN m.idempotency_key IS NOT NULL THEN hashtextextended(m.payload, 0) END AS payload_hash`
+export const REMEMBERED = `remembered AS (${REMEMBER})`
+
+export type MessageRow = [seq: string, tag: number, receivedMs: number, payload: JsonText]
+
+/** DELETE and UPDATE ... RETURNING have no order. */
+export function sorted(rows: MessageRow[]): StoredMessage[] {
+  return rows.sort((a, b) => Number(a[0]) - Number(b[0])).map(toMessage)
+}
+
+export function toMessage([seq, tag, receivedMs, payload]: MessageRow): StoredMessage {
+  return { id: formatId(seq, tag), receivedAt: new Date(receivedMs).toISOString(), encryptedMessage: payload }
+}
