@@ -6,7 +6,7 @@ export interface CoalesceOptions<Item, Result> {
   bytes: (item: Item) => number
   /** Commits the batch and answers for each item, in order; an Error fails that item alone. */
   flush: (items: Item[]) => Promise<(Result | Error)[]>
-  /** How many batches may be under way at once. */
+  /** How many batches may be under way at once, when those before them are slow. */
   lanes: number
   maxItems: number
   maxBytes: number
@@ -24,6 +24,12 @@ interface Waiting<Item, Result> {
 }
 
 /**
+ * A second batch beside the first makes both dearer and neither faster, as long as the store is quick: what comes meanwhile is better one
+ * batch. One that takes longer, behind a lock or a slow disk, must not hold up those of the other lanes. docs/decisions/0008
+ */
+const PATIENCE_MS = 10
+
+/**
  * Turns concurrent calls into batches without making a lone call wait: a lane that is idle starts at the end of the
  * current turn of the event loop, and whatever comes while a batch is under way forms the next one.
  */
@@ -31,6 +37,8 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
   const { key, bytes, flush, maxItems, maxBytes, maxWaitingBytes, maxWaitMs } = options
   const lanes = Array.from({ length: options.lanes }, () => ({ waiting: [] as Waiting<Item, Result>[], busy: false }))
   let waitingBytes = 0
+  let running = 0
+  const inLine: (() => void)[] = []
 
   return (item) =>
     new Promise((resolve, reject) => {
@@ -49,10 +57,11 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
 
   async function work(lane: (typeof lanes)[number]): Promise<void> {
     while (lane.waiting.length > 0) {
+      if (running > 0) await turn()
+      else running++
       const batch = nextBatch(lane.waiting)
-      if (batch.length === 0) continue
       try {
-        const results = await flush(batch.map(({ item }) => item))
+        const results = batch.length === 0 ? [] : await flush(batch.map(({ item }) => item))
         batch.forEach(({ resolve, reject }, i) => {
           const result = results[i]
           if (result instanceof Error) reject(result)
@@ -61,8 +70,25 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
       } catch (error) {
         for (const { reject } of batch) reject(error)
       }
+      running--
+      inLine.shift()?.()
     }
     lane.busy = false
+  }
+
+  /** Until a batch of another lane has ended, or takes long. */
+  function turn(): Promise<void> {
+    return new Promise((resolve) => {
+      const go = () => {
+        clearTimeout(timer)
+        const place = inLine.indexOf(go)
+        if (place >= 0) inLine.splice(place, 1)
+        running++
+        resolve()
+      }
+      const timer = setTimeout(go, PATIENCE_MS)
+      inLine.push(go)
+    })
   }
 
   function nextBatch(waiting: Waiting<Item, Result>[]): Waiting<Item, Result>[] {
