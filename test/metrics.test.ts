@@ -124,7 +124,9 @@ t.test('labels are names of this repository', async (t) => {
   }
 })
 
-const promtool = [process.env.PROMTOOL ?? '', '/usr/bin/promtool'].find((path) => path && existsSync(path))
+const promtool = [process.env.PROMTOOL ?? '', ...(process.env.PATH ?? '').split(':').map((folder) => `${folder}/promtool`)].find((path) =>
+  existsSync(path),
+)
 const skip = !promtool && 'no promtool: point PROMTOOL to it'
 t.test('promtool accepts the rules', { skip }, async (t) => {
   t.match(execFileSync(promtool!, ['check', 'rules', 'ops/alerts.yml'], { encoding: 'utf8' }), /SUCCESS/)

@@ -3,20 +3,14 @@ import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { createClient } from '../../packages/client/src/index.js'
 import { startRedis } from '../helpers/redis.js'
-import { connect, DID } from '../helpers/service.js'
+import { connect } from '../helpers/service.js'
 import { newOutcomes, openClient } from './client.js'
-import { LOAD_MS, onlyFull, scenario, settled, withoutRedis, type World } from './scenario.js'
+import { addOne } from './load.js'
+import { LOAD_MS, onlyFull, scenario, settled, withoutRedis } from './scenario.js'
 
 /* What may happen to instances and to the sockets on them. */
 
 const ROUNDS = 100
-
-/** One add that the ledger knows. */
-async function add({ ledger }: World, client: { call(method: string, params: object): Promise<unknown> }, connectionId: string) {
-  const text = ledger.adding(connectionId)
-  await client.call('addMessage', { connectionId, recipientDids: [DID], payload: { text } })
-  ledger.added(text)
-}
 
 scenario('F0: no fault, and Postgres alone: everything crosses, in order, once', {}, async (t, world) => {
   const { a, b } = await world.startTwo()
@@ -78,7 +72,7 @@ scenario(
     await restored
     const backMs = performance.now() - restarted
     const sender = await connect(again[0]!.ws, t)
-    await add(world, sender, wallet)
+    await addOne(world.ledger, sender, wallet)
     await sender.close()
     t.ok(
       await settled(() => world.ledger.outstanding().every((text) => !text.startsWith(wallet)), 2_000),
@@ -104,7 +98,7 @@ scenario(
     world.ledger.waiting([wallet])
     let stopped = false
     const adding = (async () => {
-      for (; !stopped; await sleep(20)) await add(world, { call: (_method, params) => ours.addMessage(params as never) }, wallet)
+      for (; !stopped; await sleep(20)) await addOne(world.ledger, { call: (_method, params) => ours.addMessage(params as never) }, wallet)
     })()
     await sleep(LOAD_MS / 3)
     const drains = []
@@ -149,7 +143,7 @@ scenario(
     await new Promise((resolve) => phantom.stdout.once('data', resolve))
     phantom.kill('SIGSTOP')
     const sender = await connect(a.ws, t)
-    for (let n = 1; n <= 5; n++) await add(world, sender, connectionId)
+    for (let n = 1; n <= 5; n++) await addOne(world.ledger, sender, connectionId)
     const wallet = await connect(a.ws, t)
     await wallet.call('addLiveSession', { connectionId, sessionId: 'real' })
     const started = performance.now()
@@ -193,7 +187,7 @@ scenario('F17: the late remove of a displaced owner', { skip: withoutRedis, atLe
     await atB.call('addLiveSession', { connectionId, sessionId: 'b' })
     t.equal(await atA.call('removeLiveSession', { connectionId }), false)
     t.equal(await other.call('getLiveSession', { connectionId }), true, 'true on both instances')
-    await add(world, other, connectionId)
+    await addOne(world.ledger, other, connectionId)
     await atA.frame(({ method, params }) => method === 'liveSessionReplaced' && params.connectionId === connectionId)
   }
   t.ok(await settled(() => world.ledger.report().unacked.length === 0 && world.ledger.outstanding().length === 0, 2_000))

@@ -40,6 +40,23 @@ export interface Mediator {
   stop(): Promise<void>
 }
 
+/** One add that the ledger knows. @throws what the call throws; what is known then is known to the ledger too */
+export async function addOne(
+  ledger: Ledger,
+  client: { call(method: string, params: object): Promise<unknown> },
+  connectionId: string,
+  bytes = 0,
+): Promise<void> {
+  const text = ledger.adding(connectionId)
+  try {
+    await client.call('addMessage', { connectionId, recipientDids: [DID], payload: { text, padding: 'x'.repeat(bytes) } })
+    ledger.added(text)
+  } catch (error) {
+    if (error instanceof CallFailed && REFUSALS.has(error.code)) ledger.refused(text)
+    throw error
+  }
+}
+
 /** An ack is repeated until it is answered or the socket is lost: removing is idempotent. */
 async function ack(client: Client, ledger: Ledger, connectionId: string, messages: Received[]): Promise<void> {
   while (client.socket.readyState === WebSocket.OPEN && messages.length > 0) {

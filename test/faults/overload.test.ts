@@ -3,10 +3,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { percentile } from '../../bench/measure.js'
 import { startFragilePostgres } from '../helpers/fragile-postgres.js'
 import { startProxy } from '../helpers/proxy.js'
-import { DID } from '../helpers/service.js'
 import { CallFailed, newOutcomes, openClient, type Client, type Outcomes } from './client.js'
 import type { Ledger } from './ledger.js'
-import { drain, startSender } from './load.js'
+import { addOne, drain, startSender } from './load.js'
 import { onlyFull, scenario } from './scenario.js'
 import { throughProxy, watch } from './watch.js'
 
@@ -102,21 +101,15 @@ scenario(`F35: ${TIMES} times the load that it can take`, { skip: onlyFull, allo
 })
 
 /** Adds now and then. `end` returns how long the refusals took, in milliseconds. */
-function ask(ledger: Ledger, { call }: Client, connectionId: string) {
+function ask(ledger: Ledger, client: Client, connectionId: string) {
   const refusalsMs: number[] = []
   let ended = false
   const asking = (async () => {
     for (; !ended; await sleep(50)) {
-      const text = ledger.adding(connectionId)
       const started = performance.now()
-      try {
-        await call('addMessage', { connectionId, recipientDids: [DID], payload: { text } })
-        ledger.added(text)
-      } catch (error) {
-        if (!(error instanceof CallFailed) || error.code !== 'overloaded') continue
-        ledger.refused(text)
-        refusalsMs.push(performance.now() - started)
-      }
+      await addOne(ledger, client, connectionId).catch((error: unknown) => {
+        if (error instanceof CallFailed && error.code === 'overloaded') refusalsMs.push(performance.now() - started)
+      })
     }
   })()
   return {

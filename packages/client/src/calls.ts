@@ -19,7 +19,6 @@ const MAX_REST_MS = 1_500
 export const restMs = (tries: number): number => Math.random() * Math.min(MAX_REST_MS, REST_MS * 2 ** tries)
 
 export interface Call {
-  readonly id: number
   readonly method: MethodName
   readonly params: object
   readonly text: string
@@ -115,7 +114,6 @@ export function createCalls({ callTimeoutMs, maxQueuedCalls, maxQueuedChars, wir
       unsettled.delete(id)
     }
     const call: Call = {
-      id,
       method,
       params,
       text: JSON.stringify({ jsonrpc: '2.0', id, method, params }),
