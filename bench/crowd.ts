@@ -17,7 +17,6 @@ interface Crowd {
 
 let crowd: Crowd | undefined
 
-/** Beside those that are open already. */
 export async function openCrowd({
   url,
   sockets,
@@ -31,18 +30,19 @@ export async function openCrowd({
   reconnect?: boolean
 }): Promise<{ ms: number }> {
   const name = randomBytes(6).toString('hex')
-  const opened: Crowd = crowd ?? { members: [], reconnect, reconnects: 0, lastLiveAt: 0 }
-  crowd = opened
-  const first = opened.members.length
-  for (let s = 0; s < sockets; s++) {
-    opened.members.push({
+  const opened: Crowd = {
+    members: Array.from({ length: sockets }, (_, s) => ({
       client: undefined,
       connectionIds: Array.from({ length: sessions }, (_, i) => `${name}-${s}-${i}`),
       received: 0,
-    })
+    })),
+    reconnect,
+    reconnects: 0,
+    lastLiveAt: 0,
   }
+  crowd = opened
   const startedAt = performance.now()
-  await inParallel([...opened.members.keys()].slice(first), OPENING, async (i) => {
+  await inParallel([...opened.members.keys()], OPENING, async (i) => {
     for (let tries = 1; ; tries++) {
       try {
         return await join(opened, url, i)

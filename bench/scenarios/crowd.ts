@@ -21,14 +21,14 @@ export const crowd: Group = {
       return service
     }
 
-    /** What `sockets` with `sessions` each add to the memory of the service, beside `others` that are live. They stay open. */
-    const idle = async (service: Instance, sockets: number, sessions: number, seconds: number, others = 0) => {
+    /** What `sockets` with `sessions` each add to the memory of the service. They stay open. */
+    const idle = async (service: Instance, sockets: number, sessions: number, seconds: number) => {
       const before = await service.probe('memory')
       const { ms } = await generator.do('openCrowd', { url: service.ws, sockets, sessions, reconnect: sessions === 1 })
       await sleep(500)
       const { cost } = await place.measured([service], () => sleep(seconds * 1_000))
       const after = await service.probe('memory')
-      await mustBeLive(place, others + sockets * sessions)
+      await mustBeLive(place, sockets * sessions)
       const each = (what: 'rss' | 'heapUsed') => (after[what] - before[what]) / 1024 / (sockets * sessions)
       return factsOnly(sockets * sessions, {
         kibEach: each('rss'),
@@ -77,10 +77,7 @@ export const crowd: Group = {
           async run({ crowd, sessions, isSmoke }: Size) {
             const seconds = isSmoke ? 0.2 : IDLE_SECONDS
             let service = await startWarm()
-            // The first 2,000 also pay for what is used once, a grown young generation above all. The next 2,000 tell what a session costs.
-            const first = await idle(service, 1, sessions, 0.2)
-            const together = await idle(service, 1, sessions, seconds, sessions)
-            together.facts.kibEachOfTheFirst = first.facts.kibEach!
+            const together = await idle(service, 1, sessions, seconds)
             await generator.do('closeCrowd', undefined)
             if (!isSmoke) {
               await service.end('SIGTERM')
