@@ -59,9 +59,11 @@ export const goals: Goal[] = [
   },
   {
     point: '5',
-    what: 'idle: KB for each of 2,000 sessions of a socket',
+    // Heap and buffers after a full collection: 2,000 sessions are 3 MB, and the resident memory of a process that has just grown or given back
+    // its young generation differs by ten times as much from one run to the next. It is among the other figures.
+    what: 'idle: KB of heap for each of 2,000 sessions of a socket',
     bound: ['≤', 2],
-    measured: (r) => times(fact('idle, one socket', 'kibEach')(r), 1 / KIB_PER_KB),
+    measured: (r) => times(fact('idle, one socket', 'heapKibEach')(r), 1 / KIB_PER_KB),
   },
   {
     point: '5',
