@@ -26,15 +26,17 @@ interface Room {
   bytes: number
 }
 
-/** Of one connection. One object and not a map for each fact: it is looked up for every message. */
+/** Of one connection. One flat object and not a map for each fact: it is looked up for every message, and there may be very many. */
 interface Known {
   /** May be added before the next count. */
-  readonly allowed: Room
+  messages: number
+  bytes: number
   until: number
   /** There were few when it was looked at; undefined when it was not. */
   isFew: boolean | undefined
   /** Adds that were called and have neither been stored nor failed, and the last of them. */
-  readonly pending: Room
+  pendingMessages: number
+  pendingBytes: number
   last: Promise<unknown> | undefined
   /** A count, or a first add, which tells no more than that few wait. */
   look: Promise<Room | undefined> | undefined
@@ -91,8 +93,17 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
     let known = connections.get(connectionId)
     if (!known) {
       if (connections.size >= MAX_REMEMBERED) forget()
-      const none = () => ({ messages: 0, bytes: 0 })
-      known = { allowed: none(), until: 0, isFew: undefined, pending: none(), last: undefined, look: undefined, users: 0 }
+      known = {
+        messages: 0,
+        bytes: 0,
+        until: 0,
+        isFew: undefined,
+        pendingMessages: 0,
+        pendingBytes: 0,
+        last: undefined,
+        look: undefined,
+        users: 0,
+      }
       connections.set(connectionId, known)
     }
     return known
@@ -103,24 +114,23 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
   }
 
   async function addPending<T>(known: Known, bytes: number, add: () => Promise<T>): Promise<T> {
-    const { pending } = known
-    pending.messages++
-    pending.bytes += bytes
+    known.pendingMessages++
+    known.pendingBytes += bytes
     const adding = add()
     known.last = adding
     try {
       return await adding
     } finally {
-      pending.messages--
-      pending.bytes -= bytes
-      if (pending.messages === 0) known.last = undefined
+      known.pendingMessages--
+      known.pendingBytes -= bytes
+      if (known.pendingMessages === 0) known.last = undefined
     }
   }
 
-  function spend({ allowed, until }: Known, bytes: number): boolean {
-    if (until < now() || allowed.messages < 1 || allowed.bytes < bytes) return false
-    allowed.messages--
-    allowed.bytes -= bytes
+  function spend(known: Known, bytes: number): boolean {
+    if (known.until < now() || known.messages < 1 || known.bytes < bytes) return false
+    known.messages--
+    known.bytes -= bytes
     return true
   }
 
@@ -155,16 +165,16 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
   }
 
   async function countNow(connectionId: string, known: Known, bytes: number): Promise<Room> {
-    const pending = { ...known.pending }
+    const { pendingMessages, pendingBytes } = known // as they are when it begins
     const stored = await store.depth(connectionId)
-    const free = { messages: maxMessages - stored.messages - pending.messages, bytes: maxBytes - stored.bytes - pending.bytes }
+    const free = { messages: maxMessages - stored.messages - pendingMessages, bytes: maxBytes - stored.bytes - pendingBytes }
     allow(known, free, bytes, stored.messages <= few.messages && stored.bytes <= few.bytes)
     return free
   }
 
   function allow(known: Known, free: Room, bytes: number, isFew: boolean): void {
-    known.allowed.messages = free.messages < 1 ? 0 : Math.max(1, Math.floor(free.messages / SHARE))
-    known.allowed.bytes = Math.max(free.bytes / SHARE, Math.min(bytes, free.bytes))
+    known.messages = free.messages < 1 ? 0 : Math.max(1, Math.floor(free.messages / SHARE))
+    known.bytes = Math.max(free.bytes / SHARE, Math.min(bytes, free.bytes))
     known.until = now() + freshMs()
     known.isFew = isFew
   }
