@@ -82,7 +82,7 @@ export interface MessageStore {
    * there, and, with the same payload, for a while after it was removed (the add may be repeated because its answer was lost). When pushes are on and the
    * connection has no live session, the push that is owed is committed with the message. With `claimFor` it is claimed as by `claim`,
    * if that session is the current one and was given all that came before.
-   * @throws CallError `quota_exceeded` when there is more than `ifAtMost` (or may be, where it is not set for each add to the connection)
+   * @throws CallError `quota_exceeded` when there is more than `ifAtMost`, which concurrent adds to one connection give alike; nothing was stored
    */
   add(message: NewMessage): Promise<Added>
   /** The id that `add` would answer because of the idempotencyKey. */

@@ -99,8 +99,8 @@ export const takeStatements = {
 // Here "bytes" are pages.
 const TAKE_BATCH = { lanes: 2, maxItems: 32, maxBytes: 32, maxWaitingBytes: 100_000, maxWaitMs: 1_000 }
 
-/** Why a page was not taken together with others, or the page. */
-type Taken = 'in a live session' | 'not together' | StoredMessage[]
+/** The page, or that it must be marked. */
+type Taken = StoredMessage[] | 'in a live session'
 
 /** `age`: of the messages that are not expired, as Postgres writes an interval. */
 export function createTaking({ query, age }: { query: Query; age: string }): Pick<MessageStore, 'take'> {
@@ -117,11 +117,10 @@ export function createTaking({ query, age }: { query: Query; age: string }): Pic
       const values = [connectionId, recipientDid ?? null, age, limit, limitBytes]
       if (remove) return sorted(await query<MessageRow>(takeStatements.takeDeleted, values))
       const mayBeSmall = recipientDid === undefined && limit <= SMALL_PAGE_MESSAGES && limitBytes >= SMALL_PAGE_BYTES
-      let taken: Taken = mayBeSmall ? await takeTogether(take) : 'not together'
-      if (taken === 'not together') taken = await takeAlone([...values, leaseMs])
-      return taken === 'in a live session'
-        ? sorted(await query<MessageRow>(takeStatements.takeMarked, [...values, leaseMs]))
-        : (taken as StoredMessage[])
+      const together = mayBeSmall ? await takeTogether(take) : 'not together'
+      const taken = together === 'not together' ? await takeAlone([...values, leaseMs]) : together
+      if (taken === 'in a live session') return sorted(await query<MessageRow>(takeStatements.takeMarked, [...values, leaseMs]))
+      return taken
     },
   }
 
@@ -131,9 +130,9 @@ export function createTaking({ query, age }: { query: Query; age: string }): Pic
     return rows.filter(([, seq]) => seq !== null).map(([, ...row]) => toMessage(row))
   }
 
-  async function takeBatch(takes: Take[]): Promise<Taken[]> {
+  async function takeBatch(takes: Take[]): Promise<(Taken | 'not together')[]> {
     if (takes.length === 1) return ['not together'] // its page may be of any size then
-    const pages: Taken[] = takes.map(() => [])
+    const pages: (Taken | 'not together')[] = takes.map(() => [])
     const rows = await query<[place: number, epoch: string | null, isLarge: boolean | null, ...MessageRow]>(takeStatements.takeMany, [
       textArray(takes.map(({ connectionId }) => connectionId)),
       intArray(takes.map(({ limit }) => limit)),
