@@ -143,37 +143,37 @@ function queueCases(): Case[] {
   const added = (connections: string[], keys: (string | null)[], epoch: number | null = null) => [
     connections,
     connections.map(() => `{"${DID}"}`),
-    connections.map(() => '{}'),
     connections.map(() => 2),
     connections.map(() => null),
     keys,
-    0,
     connections.map(() => epoch),
     connections.map(() => MESSAGES),
+    0,
     30_000,
   ]
   const news = Array.from({ length: 50 }, (_, i) => (i % 2 ? DEEP : SHALLOW))
+  const payloads = news.map(() => '{}')
   const keys = news.map((_, i) => (i % 2 ? `key ${i * 1_000 + 10}` : `new ${i}`)) // half of them are there
-  all.push({ title: 'add of 50', text: statements.add.text, values: added(news, Array(50).fill(null)), rows: 50, reads: 0 })
+  all.push({ title: 'add of 50', text: statements.add.text, values: [...added(news, Array(50).fill(null)), payloads], rows: 50, reads: 0 })
   const unbounded = [news.map(() => null), 0]
   all.push({
     title: 'add of 50 with keys',
     text: statements.addUnless.text,
-    values: [...added(news, keys), ...unbounded],
+    values: [...added(news, keys), ...unbounded, payloads],
     rows: 25,
     reads: 25,
   })
   all.push({
     title: 'add of 50 to where few wait, half of them to a deep queue',
     text: statements.addUnless.text,
-    values: [...added(news, Array(50).fill(null)), news.map(() => 1_000_000), SHALLOW_MESSAGES],
+    values: [...added(news, Array(50).fill(null)), news.map(() => 1_000_000), SHALLOW_MESSAGES, payloads],
     rows: 25,
     reads: 25 * (2 * SHALLOW_MESSAGES + 1),
   })
   all.push({
     title: 'add of 50, claiming',
     text: statements.add.text,
-    values: added(news, Array(50).fill(null), EPOCH),
+    values: [...added(news, Array(50).fill(null), EPOCH), payloads],
     given: LIVE(DEEP, 0),
     rows: 50,
     reads: 0,
@@ -183,14 +183,14 @@ function queueCases(): Case[] {
   all.push({
     title: 'add of 50, owing pushes',
     text: statements.addPushing.text,
-    values: [...added(news, Array(50).fill(null)), ...tokens],
+    values: [...added(news, Array(50).fill(null)), ...tokens, payloads],
     rows: 50,
     reads: 0,
   })
   all.push({
     title: 'add of 50 with keys, owing pushes',
     text: statements.addUnlessPushing.text,
-    values: [...added(news, keys), ...unbounded, ...tokens],
+    values: [...added(news, keys), ...unbounded, ...tokens, payloads],
     rows: 25,
     reads: 25,
   })

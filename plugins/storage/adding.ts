@@ -17,11 +17,13 @@ import { isRefusedValue, type Query, type Statement } from './query.js'
 
 const COLUMNS = `(connection_id, tag, recipient_dids, payload, payload_bytes, received_at, idempotency_key,
     in_flight_epoch, in_flight_until, in_flight_taken, deliveries)`
-const VALUES = `u.connection_id, $7::int, u.dids::text[], u.payload, u.bytes, u.received_at::timestamptz, u.idempotency_key,
-    CASE WHEN claimed.yes THEN u.epoch END, CASE WHEN claimed.yes THEN now() + $10::int * interval '1 ms' END,
+const VALUES = `u.connection_id, $8::int, u.dids::text[], u.payload, u.bytes, u.received_at::timestamptz, u.idempotency_key,
+    CASE WHEN claimed.yes THEN u.epoch END, CASE WHEN claimed.yes THEN now() + $9::int * interval '1 ms' END,
     CASE WHEN claimed.yes THEN false END, CASE WHEN claimed.yes THEN 1 ELSE 0 END`
-const ARRAYS = '$1::text[], $2::text[], $3::text[], $4::int[], $5::text[], $6::text[], $8::bigint[], $9::bigint[]'
-const NAMES = 'connection_id, dids, payload, bytes, received_at, idempotency_key, epoch, after_seq'
+const ARRAYS = '$1::text[], $2::text[], $3::int[], $4::text[], $5::text[], $6::bigint[], $7::bigint[]'
+const NAMES = 'connection_id, dids, bytes, received_at, idempotency_key, epoch, after_seq'
+/** The last of all parameters: pg copies what it has into half as much again whenever another one does not fit. */
+const withPayloads = (arrays: string, names: string, last: number) => [`${arrays}, $${last}::text[]`, `${names}, payload`] as const
 
 /**
  * Whether the session with this epoch may be given the message at once: it is the current one, and nothing that it was not given came before.
@@ -36,15 +38,15 @@ const CLAIMED_MS = `CASE WHEN in_flight_epoch IS NOT NULL THEN ${RECEIVED_MS} EN
 const RETURNED = `seq, ${CLAIMED_MS} AS received_ms, connection_id, idempotency_key`
 
 /** What only UNLESS needs. */
-const WITH_AT_MOST = [`${ARRAYS}, $11::bigint[]`, `${NAMES}, at_most_bytes`] as const
+const WITH_AT_MOST = [`${ARRAYS}, $10::bigint[]`, `${NAMES}, at_most_bytes`] as const
 
-const insertFrom = (arrays: string, names: string) =>
+const insertFrom = ([arrays, names]: readonly [arrays: string, names: string]) =>
   `INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM unnest(${arrays}) AS u (${names}) ${CLAIMED}`
 /**
  * Rows that are not written are not returned.
  * A key is known by its message, or by removed_keys. One that is known when the statement begins is not written at all: its message may be
  * removed before the insert comes to it, and what its removal left behind is not seen by this statement.
- * Of a queue no more is read than tells that it has more than $12 messages. What u asks is asked within each subquery, where Postgres looks
+ * Of a queue no more is read than tells that it has more than $11 messages. What u asks is asked within each subquery, where Postgres looks
  * at it first; as a condition of the join it would look up all rows, also those of which nothing is asked.
  * Uses queued_messages_idempotency_key, the primary key of removed_keys, and that of queued_messages.
  */
@@ -59,14 +61,14 @@ const UNLESS = `LEFT JOIN LATERAL (
   LEFT JOIN LATERAL (
     SELECT true AS yes FROM (
       SELECT payload_bytes FROM queued_messages m
-      WHERE u.at_most_bytes IS NOT NULL AND m.connection_id = u.connection_id ORDER BY m.seq LIMIT $12::int + 1) head
-    HAVING count(*) > $12 OR sum(payload_bytes) > u.at_most_bytes) deep ON true
+      WHERE u.at_most_bytes IS NOT NULL AND m.connection_id = u.connection_id ORDER BY m.seq LIMIT $11::int + 1) head
+    HAVING count(*) > $11 OR sum(payload_bytes) > u.at_most_bytes) deep ON true
   WHERE known.yes IS NULL AND deep.yes IS NULL
   ON CONFLICT (connection_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING`
 
 // Uses the primary keys of push_outbox, push_tokens, live_sessions and instances.
-const insertAndOwe = (arrays: string, names: string, firstToken: number, unless: string) => `WITH u AS MATERIALIZED (
-    SELECT * FROM unnest(${arrays}, ${[0, 1, 2, 3].map((i) => `$${firstToken + i}::text[]`).join(', ')}) AS u (${names}, token_hash, type, project, token)),
+const insertAndOwe = ([arrays, names]: readonly [arrays: string, names: string], unless: string) => `WITH u AS MATERIALIZED (
+    SELECT * FROM unnest(${arrays}) AS u (${names})),
   added AS (
     INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM u ${CLAIMED} ${unless} RETURNING ${RETURNED}),
   dead AS MATERIALIZED (
@@ -93,11 +95,14 @@ const insertAndOwe = (arrays: string, names: string, firstToken: number, unless:
     WHERE t.token IS NULL OR NOT t.registered)
   SELECT a.seq, a.received_ms, a.connection_id, a.idempotency_key, (SELECT count(*) FROM reasons) > 0, (SELECT array_agg(token_hash) FROM dead) FROM added a ORDER BY a.seq`
 
+const withTokens = (arrays: string, names: string, first: number) =>
+  [`${arrays}, ${[0, 1, 2, 3].map((i) => `$${first + i}::text[]`).join(', ')}`, `${names}, token_hash, type, project, token`] as const
+
 export const addStatements = {
-  add: { name: 'add', text: `${insertFrom(ARRAYS, NAMES)} RETURNING seq, ${CLAIMED_MS}` },
-  addUnless: { name: 'add_unless', text: `${insertFrom(...WITH_AT_MOST)} ${UNLESS} RETURNING ${RETURNED}` },
-  addPushing: { name: 'add_pushing', text: insertAndOwe(ARRAYS, NAMES, 11, '') },
-  addUnlessPushing: { name: 'add_unless_pushing', text: insertAndOwe(...WITH_AT_MOST, 13, UNLESS) },
+  add: { name: 'add', text: `${insertFrom(withPayloads(ARRAYS, NAMES, 10))} RETURNING seq, ${CLAIMED_MS}` },
+  addUnless: { name: 'add_unless', text: `${insertFrom(withPayloads(...WITH_AT_MOST, 12))} ${UNLESS} RETURNING ${RETURNED}` },
+  addPushing: { name: 'add_pushing', text: insertAndOwe(withPayloads(...withTokens(ARRAYS, NAMES, 10), 14), '') },
+  addUnlessPushing: { name: 'add_unless_pushing', text: insertAndOwe(withPayloads(...withTokens(...WITH_AT_MOST, 12), 16), UNLESS) },
   byKey: {
     name: 'by_key',
     text: `SELECT seq, tag FROM (
@@ -173,7 +178,8 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
   }
 
   function insert(messages: NewMessage[], statement: Statement, more: unknown[] = []): Promise<AddedRow[]> {
-    return query<AddedRow>(statement, [...values(messages), ...more, ...(pushes ? tokenValues(messages) : [])])
+    const payloads = textArray(messages.map(({ payload }) => payload))
+    return query<AddedRow>(statement, [...values(messages), ...more, ...(pushes ? tokenValues(messages) : []), payloads])
   }
 
   /** Why not: its key was known, or there is too much before it. */
@@ -208,13 +214,12 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
     return [
       textArray(messages.map((m) => m.connectionId)),
       textArray(messages.map((m) => arrayLiteral(m.recipientDids))),
-      textArray(messages.map((m) => m.payload)),
       intArray(messages.map((m) => m.payloadBytes)),
       textArray(messages.map((m) => m.receivedAt)),
       textArray(messages.map((m) => m.idempotencyKey)),
-      tag,
       bigintArray(sessions.map((session) => session?.epoch)),
       bigintArray(sessions.map((session) => session?.after && parseId(session.after)?.seq)),
+      tag,
       sessions.find((session) => session)?.leaseMs ?? 0,
     ]
   }
