@@ -1,3 +1,4 @@
+import { setFlagsFromString } from 'node:v8'
 import closeWithGrace from 'close-with-grace'
 import Fastify from 'fastify'
 import app, { serverOptions } from './app.js'
@@ -16,6 +17,12 @@ const SHUTDOWN_MS = 10_000
  */
 const BACKLOG = 65_535
 
+/**
+ * For V8, both measured in docs/decisions/0008. While a burst waits for the database all messages survive; V8 concludes that they live long,
+ * and from then on puts each into the old generation, for good. And it lets that grow fourfold between two full collections.
+ */
+const V8_FLAGS = ['--no-allocation-site-pretenuring', '--heap-growing-percent=50']
+
 const HELP = `Message Pickup Repository
 
   npm start                 run the service
@@ -29,6 +36,7 @@ ${describeConfig('text')}
 `
 
 async function main(): Promise<void> {
+  V8_FLAGS.forEach(setFlagsFromString)
   if (process.argv.includes('--help')) return void process.stdout.write(HELP)
   const config = readConfig(process.env)
   if (process.argv.includes('--push-test')) {

@@ -1,3 +1,5 @@
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import pg from 'pg'
 import t, { type Test } from 'tap'
 import { migrateDatabase } from '../plugins/storage/migrate.js'
@@ -110,4 +112,25 @@ t.test('a role without DDL rights can run the service on a migrated database, an
   const { id } = await store.add({ connectionId: 'c', recipientDids: ['did:x'], payload: '{}' as never, payloadBytes: 2 })
   await store.remove('c', [id])
   t.equal(await store.count('c'), 0)
+})
+
+t.test('what a query was given and what it answered are gone with the next collection of young objects', async (t) => {
+  setFlagsFromString('--expose-gc')
+  const collect = runInNewContext('gc') as (options: { type: 'minor' }) => void
+  const pool = openPool(t, { connectionString: await testDatabase(t), query_timeout: 5_000 }) // with which pg keeps its queries
+  const query = createQuery(pool)
+  const MIB = 2 ** 20
+  const kept = async () => {
+    for (let i = 0; i < 3; i++) {
+      collect({ type: 'minor' })
+      await new Promise((resolve) => setTimeout(resolve, 20)) // buffers are freed by a thread
+    }
+    const { arrayBuffers, heapUsed } = process.memoryUsage()
+    return arrayBuffers + heapUsed
+  }
+  const statement = { name: 'echo', text: 'SELECT length($1), repeat($2, 1048576)' }
+  await query(statement, [Buffer.alloc(MIB, 'x'), 'x'])
+  const before = await kept()
+  for (let i = 0; i < 20; i++) t.same((await query<[number, string]>(statement, [Buffer.alloc(MIB, 'x'), 'x']))[0]![0], MIB)
+  t.ok((await kept()) - before < 10 * MIB)
 })
