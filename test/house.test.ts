@@ -16,7 +16,7 @@ const RULES: Record<string, (target: string) => boolean> = {
   'drizzle/': (target) => target.startsWith('drizzle-orm'),
   'packages/client/src/': (target) => target.startsWith('packages/client/src/') || ['src/contract.ts', 'ws'].includes(target),
   'app.ts': (target) => /^(src|plugins|routes)\//.test(target) || target === 'fastify',
-  'server.ts': (target) => /^(src|plugins)\//.test(target) || ['app.ts', 'fastify', 'close-with-grace'].includes(target),
+  'server.ts': (target) => /^(src|plugins)\//.test(target) || ['app.ts', 'fastify', 'close-with-grace', 'node:v8'].includes(target),
 }
 
 function sources(folder: string): string[] {

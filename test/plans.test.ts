@@ -274,7 +274,7 @@ function catchStatements(pool: pg.Pool) {
   const sent: Pick<Case, 'text' | 'values'>[] = []
   const query = pool.query.bind(pool) as (config: { text: string; values?: Case['values'] }, values?: Case['values']) => Promise<unknown>
   pool.query = ((config: { text: string; values?: Case['values'] }, values?: Case['values']) => {
-    sent.push({ text: config.text, values: values ?? config.values ?? [] })
+    sent.push({ text: config.text, values: [...(values ?? config.values ?? [])] })
     return query(config, values)
   }) as never
   const caught = async (call: Promise<unknown>, nth = 0) => {
