@@ -18,10 +18,10 @@ const SHUTDOWN_MS = 10_000
 const BACKLOG = 65_535
 
 /**
- * For V8, both measured in docs/decisions/0008. While a burst waits for the database all messages survive; V8 concludes that they live long,
- * and from then on puts each into the old generation, for good. And it lets that grow fourfold between two full collections.
+ * For V8, both measured in docs/decisions/0008. While a burst waits for the database all its messages survive; V8 concludes that such live
+ * long, and from then on puts each one into the old generation at once. And it would let that grow fourfold between two full collections.
  */
-const V8_FLAGS = ['--no-allocation-site-pretenuring', '--heap-growing-percent=50']
+const V8_FLAGS = ['--no-allocation-site-pretenuring', '--heap-growing-percent=100']
 
 const HELP = `Message Pickup Repository
 
