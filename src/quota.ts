@@ -64,9 +64,14 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
    * throws `quota_exceeded` otherwise; it is run again after a count.
    * @throws CallError `quota_exceeded`
    */
-  async function run<T>(connectionId: string, bytes: number, add: (ifAtMost?: Room) => Promise<T>): Promise<T> {
+  function run<T>(connectionId: string, bytes: number, add: (ifAtMost?: Room) => Promise<T>): Promise<T> {
     if (maxMessages === Infinity && maxBytes === Infinity) return add()
     const known = knownOf(connectionId)
+    // Mostly there is room, and no need for an async function on the path of every message. docs/decisions/0008
+    return !known.look && spend(known, bytes) ? addPending(known, bytes, add) : lookAndAdd(connectionId, known, bytes, add)
+  }
+
+  async function lookAndAdd<T>(connectionId: string, known: Known, bytes: number, add: (ifAtMost?: Room) => Promise<T>): Promise<T> {
     known.users++
     try {
       // While somebody looks nobody overtakes the one who waits for it: the adds of a connection keep their order.
@@ -113,18 +118,28 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
     for (const [connectionId, { users }] of connections) if (users === 0) connections.delete(connectionId)
   }
 
-  async function addPending<T>(known: Known, bytes: number, add: () => Promise<T>): Promise<T> {
+  function addPending<T>(known: Known, bytes: number, add: () => Promise<T>): Promise<T> {
+    known.users++
     known.pendingMessages++
     known.pendingBytes += bytes
-    const adding = add()
-    known.last = adding
-    try {
-      return await adding
-    } finally {
+    const end = () => {
+      known.users--
       known.pendingMessages--
       known.pendingBytes -= bytes
       if (known.pendingMessages === 0) known.last = undefined
     }
+    const adding = add().then(
+      (added) => {
+        end()
+        return added
+      },
+      (error: unknown) => {
+        end()
+        throw error
+      },
+    )
+    known.last = adding
+    return adding
   }
 
   function spend(known: Known, bytes: number): boolean {
