@@ -22,6 +22,8 @@ const VALUES = `u.connection_id, $8::int, u.dids::text[], u.payload, u.bytes, u.
     CASE WHEN claimed.yes THEN false END, CASE WHEN claimed.yes THEN 1 ELSE 0 END`
 const ARRAYS = '$1::text[], $2::text[], $3::int[], $4::text[], $5::text[], $6::bigint[], $7::bigint[]'
 const NAMES = 'connection_id, dids, bytes, received_at, idempotency_key, epoch, after_seq'
+const withTokens = (arrays: string, names: string, first: number) =>
+  [`${arrays}, ${[0, 1, 2, 3].map((i) => `$${first + i}::text[]`).join(', ')}`, `${names}, token_hash, type, project, token`] as const
 /** The last of all parameters: pg copies what it has into half as much again whenever another one does not fit. */
 const withPayloads = (arrays: string, names: string, last: number) => [`${arrays}, $${last}::text[]`, `${names}, payload`] as const
 
@@ -94,9 +96,6 @@ const insertAndOwe = ([arrays, names]: readonly [arrays: string, names: string],
       token = excluded.token, ending = excluded.ending, registered = false, updated_at = now()
     WHERE t.token IS NULL OR NOT t.registered)
   SELECT a.seq, a.received_ms, a.connection_id, a.idempotency_key, (SELECT count(*) FROM reasons) > 0, (SELECT array_agg(token_hash) FROM dead) FROM added a ORDER BY a.seq`
-
-const withTokens = (arrays: string, names: string, first: number) =>
-  [`${arrays}, ${[0, 1, 2, 3].map((i) => `$${first + i}::text[]`).join(', ')}`, `${names}, token_hash, type, project, token`] as const
 
 export const addStatements = {
   add: { name: 'add', text: `${insertFrom(withPayloads(ARRAYS, NAMES, 10))} RETURNING seq, ${CLAIMED_MS}` },
