@@ -1,5 +1,3 @@
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import pg from 'pg'
 import t, { type Test } from 'tap'
 import { migrateDatabase } from '../plugins/storage/migrate.js'
@@ -114,23 +112,24 @@ t.test('a role without DDL rights can run the service on a migrated database, an
   t.equal(await store.count('c'), 0)
 })
 
-t.test('what a query was given and what it answered are gone with the next collection of young objects', async (t) => {
-  setFlagsFromString('--expose-gc')
-  const collect = runInNewContext('gc') as (options: { type: 'minor' }) => void
-  const pool = openPool(t, { connectionString: await testDatabase(t), query_timeout: 5_000 }) // with which pg keeps its queries
+// Under load their buffers were the reason of most full collections (docs/decisions/0008). When they are collected is up to V8, and differs from
+// run to run; that nothing of them is held is up to us.
+t.test("pg's query, which outlives its answer, holds neither what it was given nor what it answered", async (t) => {
+  const pool = openPool(t, { connectionString: await testDatabase(t), query_timeout: 5_000 })
+  const send = pool.query.bind(pool) as (config: { values: unknown[] }) => Promise<pg.QueryResult>
+  const held: { values: unknown[]; result?: pg.QueryResult }[] = []
+  pool.query = (async (config: { values: unknown[] }) => {
+    const its: (typeof held)[number] = { values: config.values }
+    held.push(its)
+    return (its.result = await send(config))
+  }) as never
   const query = createQuery(pool)
-  const MIB = 2 ** 20
-  const kept = async () => {
-    for (let i = 0; i < 3; i++) {
-      collect({ type: 'minor' })
-      await new Promise((resolve) => setTimeout(resolve, 20)) // buffers are freed by a thread
-    }
-    const { arrayBuffers, heapUsed } = process.memoryUsage()
-    return arrayBuffers + heapUsed
-  }
-  const statement = { name: 'echo', text: 'SELECT length($1), repeat($2, 1048576)' }
-  await query(statement, [Buffer.alloc(MIB, 'x'), 'x'])
-  const before = await kept()
-  for (let i = 0; i < 20; i++) t.same((await query<[number, string]>(statement, [Buffer.alloc(MIB, 'x'), 'x']))[0]![0], MIB)
-  t.ok((await kept()) - before < 10 * MIB)
+
+  const values = [Buffer.from('as it was'), 'x']
+  t.same(await query({ name: 'echo', text: 'SELECT convert_from($1, $$UTF8$$), repeat($2, 3)' }, values), [['as it was', 'xxx']])
+  await t.rejects(query({ name: 'fail', text: 'SELECT $1::int' }, ['not a number']))
+  t.same(held[0]!.values, [])
+  t.same(held[0]!.result!.rows, [])
+  t.same(held[1]!.values, [])
+  t.equal(values.length, 2, 'the caller keeps its own')
 })
