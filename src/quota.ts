@@ -40,7 +40,7 @@ interface Known {
   last: Promise<unknown> | undefined
   /** A count, or a first add, which tells no more than that few wait. */
   look: Promise<Room | undefined> | undefined
-  /** Calls that hold this object. */
+  /** Calls that look, or wait for one that does, and hold this object. */
   users: number
 }
 
@@ -115,30 +115,21 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
   }
 
   function forget(): void {
-    for (const [connectionId, { users }] of connections) if (users === 0) connections.delete(connectionId)
+    for (const [connectionId, { users, pendingMessages }] of connections)
+      if (users + pendingMessages === 0) connections.delete(connectionId)
   }
 
   function addPending<T>(known: Known, bytes: number, add: () => Promise<T>): Promise<T> {
-    known.users++
     known.pendingMessages++
     known.pendingBytes += bytes
+    const adding = add()
+    known.last = adding
     const end = () => {
-      known.users--
       known.pendingMessages--
       known.pendingBytes -= bytes
       if (known.pendingMessages === 0) known.last = undefined
     }
-    const adding = add().then(
-      (added) => {
-        end()
-        return added
-      },
-      (error: unknown) => {
-        end()
-        throw error
-      },
-    )
-    known.last = adding
+    void adding.then(end, end) // before anyone who waits for `adding` goes on
     return adding
   }
 
