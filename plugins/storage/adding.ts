@@ -20,12 +20,19 @@ const COLUMNS = `(connection_id, tag, recipient_dids, payload, payload_bytes, re
 const VALUES = `u.connection_id, $8::int, u.dids::text[], u.payload, u.bytes, u.received_at::timestamptz, u.idempotency_key,
     CASE WHEN claimed.yes THEN u.epoch END, CASE WHEN claimed.yes THEN now() + $9::int * interval '1 ms' END,
     CASE WHEN claimed.yes THEN false END, CASE WHEN claimed.yes THEN 1 ELSE 0 END`
-const ARRAYS = '$1::text[], $2::text[], $3::int[], $4::text[], $5::text[], $6::bigint[], $7::bigint[]'
-const NAMES = 'connection_id, dids, bytes, received_at, idempotency_key, epoch, after_seq'
-const withTokens = (arrays: string, names: string, first: number) =>
-  [`${arrays}, ${[0, 1, 2, 3].map((i) => `$${first + i}::text[]`).join(', ')}`, `${names}, token_hash, type, project, token`] as const
+type Source = readonly [arrays: string, names: string]
+const PLAIN: Source = [
+  '$1::text[], $2::text[], $3::int[], $4::text[], $5::text[], $6::bigint[], $7::bigint[]',
+  'connection_id, dids, bytes, received_at, idempotency_key, epoch, after_seq',
+]
+/** More arrays, the parameters from `first` on, and the columns that they become. */
+const plus = ([arrays, names]: Source, first: number, type: string, ...more: string[]): Source => [
+  `${arrays}, ${more.map((_, i) => `$${first + i}::${type}[]`).join(', ')}`,
+  `${names}, ${more.join(', ')}`,
+]
+const withTokens = (source: Source, first: number) => plus(source, first, 'text', 'token_hash', 'type', 'project', 'token')
 /** The last of all parameters: pg copies what it has into half as much again whenever another one does not fit. */
-const withPayloads = (arrays: string, names: string, last: number) => [`${arrays}, $${last}::text[]`, `${names}, payload`] as const
+const withPayloads = (source: Source, last: number) => plus(source, last, 'text', 'payload')
 
 /**
  * Whether the session with this epoch may be given the message at once: it is the current one, and nothing that it was not given came before.
@@ -40,9 +47,9 @@ const CLAIMED_MS = `CASE WHEN in_flight_epoch IS NOT NULL THEN ${RECEIVED_MS} EN
 const RETURNED = `seq, ${CLAIMED_MS} AS received_ms, connection_id, idempotency_key`
 
 /** What only UNLESS needs. */
-const WITH_AT_MOST = [`${ARRAYS}, $10::bigint[]`, `${NAMES}, at_most_bytes`] as const
+const BOUNDED = plus(PLAIN, 10, 'bigint', 'at_most_bytes')
 
-const insertFrom = ([arrays, names]: readonly [arrays: string, names: string]) =>
+const insertFrom = ([arrays, names]: Source) =>
   `INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM unnest(${arrays}) AS u (${names}) ${CLAIMED}`
 /**
  * Rows that are not written are not returned.
@@ -69,7 +76,7 @@ const UNLESS = `LEFT JOIN LATERAL (
   ON CONFLICT (connection_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING`
 
 // Uses the primary keys of push_outbox, push_tokens, live_sessions and instances.
-const insertAndOwe = ([arrays, names]: readonly [arrays: string, names: string], unless: string) => `WITH u AS MATERIALIZED (
+const insertAndOwe = ([arrays, names]: Source, unless: string) => `WITH u AS MATERIALIZED (
     SELECT * FROM unnest(${arrays}) AS u (${names})),
   added AS (
     INSERT INTO queued_messages ${COLUMNS} SELECT ${VALUES} FROM u ${CLAIMED} ${unless} RETURNING ${RETURNED}),
@@ -98,10 +105,10 @@ const insertAndOwe = ([arrays, names]: readonly [arrays: string, names: string],
   SELECT a.seq, a.received_ms, a.connection_id, a.idempotency_key, (SELECT count(*) FROM reasons) > 0, (SELECT array_agg(token_hash) FROM dead) FROM added a ORDER BY a.seq`
 
 export const addStatements = {
-  add: { name: 'add', text: `${insertFrom(withPayloads(ARRAYS, NAMES, 10))} RETURNING seq, ${CLAIMED_MS}` },
-  addUnless: { name: 'add_unless', text: `${insertFrom(withPayloads(...WITH_AT_MOST, 12))} ${UNLESS} RETURNING ${RETURNED}` },
-  addPushing: { name: 'add_pushing', text: insertAndOwe(withPayloads(...withTokens(ARRAYS, NAMES, 10), 14), '') },
-  addUnlessPushing: { name: 'add_unless_pushing', text: insertAndOwe(withPayloads(...withTokens(...WITH_AT_MOST, 12), 16), UNLESS) },
+  add: { name: 'add', text: `${insertFrom(withPayloads(PLAIN, 10))} RETURNING seq, ${CLAIMED_MS}` },
+  addUnless: { name: 'add_unless', text: `${insertFrom(withPayloads(BOUNDED, 12))} ${UNLESS} RETURNING ${RETURNED}` },
+  addPushing: { name: 'add_pushing', text: insertAndOwe(withPayloads(withTokens(PLAIN, 10), 14), '') },
+  addUnlessPushing: { name: 'add_unless_pushing', text: insertAndOwe(withPayloads(withTokens(BOUNDED, 12), 16), UNLESS) },
   byKey: {
     name: 'by_key',
     text: `SELECT seq, tag FROM (

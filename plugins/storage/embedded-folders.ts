@@ -14,10 +14,7 @@ import {
 import { basename, dirname, join, relative } from 'node:path'
 import type { Log } from '../../src/ports.js'
 
-/*
- * Where the binaries and the data of an embedded Postgres lie. Postgres refuses to run as root; then it runs as `nobody`, and what that user
- * cannot reach is kept in SHELTER.
- */
+/* Where the binaries and the data of an embedded Postgres lie: where they were found, or in SHELTER when NOBODY is to run it and cannot reach them. */
 
 const SHELTER = '/var/lib/message-pickup-repository'
 export const NOBODY = 65_534

@@ -14,7 +14,7 @@ export type Query = <Row extends unknown[]>(statement: Statement, values: unknow
  *
  * It leaves nothing in the hands of pg's query, which outlives its answer: with `query_timeout` pg assigns a function to it, V8 gives a
  * function that is assigned to a property to the old generation, and what that holds stays until the next full collection. Those came
- * when 64 MiB of parameters lay about, every half second under load. docs/decisions/0008
+ * when 64 MiB of parameters lay about, every 0.5 to 1.8 s under load. docs/decisions/0008
  */
 export function createQuery(pool: Pool): Query {
   return async <Row extends unknown[]>(statement: Statement, values: unknown[]) => {
