@@ -87,6 +87,37 @@ export const removedKeys = pgTable(
   ],
 )
 
+/**
+ * How many messages of a deep queue there were up to a seq, so that a count need not read them. plugins/storage/tallies.ts tells
+ * why it stays exact.
+ */
+export const queueTallies = pgTable(
+  'queue_tallies',
+  {
+    connectionId: text('connection_id').notNull(),
+    id: bigserial('id', { mode: 'number' }).notNull(),
+    upToSeq: bigint('up_to_seq', { mode: 'number' }).notNull(),
+    /** Null while it is being made. */
+    messages: bigint('messages', { mode: 'number' }),
+    bytes: bigint('bytes', { mode: 'number' }),
+    begunAt: time('begun_at').notNull().defaultNow(),
+    /** When all of them were last read. */
+    countedAt: time('counted_at'),
+  },
+  (table) => [primaryKey({ columns: [table.connectionId, table.id] })],
+)
+
+/** What was removed of a tally since it was begun: rows are only added, so that no removal waits for another. Written by a trigger. */
+export const talliedRemovals = pgTable(
+  'tallied_removals',
+  {
+    tallyId: bigint('tally_id', { mode: 'number' }).notNull(),
+    messages: bigint('messages', { mode: 'number' }).notNull(),
+    bytes: bigint('bytes', { mode: 'number' }).notNull(),
+  },
+  (table) => [index('tallied_removals_tally_id').on(table.tallyId)],
+)
+
 /** One row per running process. Its sessions count while the lease runs. */
 export const instances = pgTable('instances', {
   instanceId: uuid('instance_id').primaryKey(),

@@ -41,7 +41,7 @@ export default fp<{ config: Config }>(
         await app.sessions.renew()
         await liveSessions.tick()
         await expire()
-        await app.store.forgetKeys(FORGET_BATCH)
+        await app.store.sweep(FORGET_BATCH)
         await app.sessions.sweep()
         await app.pushOutbox.sweep()
         if (isDown) app.log.info({}, 'database answers again')

@@ -105,8 +105,8 @@ export interface MessageStore {
   claim(claim: Claim): Promise<{ messages: DeliverableMessage[]; more: boolean; state: 'current' | 'replaced' | 'ended' }>
   /** Deletes up to `limit` messages past their time. @returns how many. */
   expire(limit: number): Promise<number>
-  /** Forgets up to `limit` idempotency keys whose messages were removed long enough ago. @returns how many. */
-  forgetKeys(limit: number): Promise<number>
+  /** Forgets up to `limit` idempotency keys whose messages were removed long enough ago, and what else is over. */
+  sweep(limit: number): Promise<void>
   /** Throws unless the store answers. */
   ping(): Promise<void>
 }

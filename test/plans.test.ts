@@ -63,7 +63,17 @@ t.test('in a table of a million messages', async (t) => {
   const custom = await connect(pool, 'force_custom_plan')
   t.teardown(() => [early, generic, custom].forEach(({ release }) => release()))
   // So that statistics are there when this test says so.
-  for (const table of ['queued_messages', 'live_sessions', 'instances', 'push_tokens', 'push_outbox', 'push_reasons', 'removed_keys'])
+  for (const table of [
+    'queued_messages',
+    'live_sessions',
+    'instances',
+    'push_tokens',
+    'push_outbox',
+    'push_reasons',
+    'removed_keys',
+    'queue_tallies',
+    'tallied_removals',
+  ])
     await pool.query(`ALTER TABLE ${table} SET (autovacuum_enabled = off)`)
 
   const cases = [...queueCases(), ...(await sessionCases(pool, app.sessions))]
@@ -115,11 +125,14 @@ function queueCases(): Case[] {
     add('take of 10, marked', statements.takeMarked.text, [...ofTen, 30_000], { rows: 10, reads: 20, given: live })
     add('take of 10, deleted', statements.takeDeleted.text, ofTen, { rows: 10, reads: 20 })
     add('take of 10, deleted, in a live session', statements.takeDeleted.text, ofTen, { rows: 10, reads: 20, given: live })
-    add('count', statements.count.text, [null, TTL], { rows: 1, reads: depth })
+    add('count', statements.count.text, [null, TTL], { rows: 1, reads: depth + 1 })
+    add('count with a tally', statements.count.text, [null, TTL], { rows: 1, reads: 11, given: TALLY(queue) })
     add('count in a live session', statements.count.text, [DID, TTL], { rows: 1, reads: depth, given: live })
 
     add('remove of all for a DID', statements.removeAll.text, [DID], { rows: depth, reads: depth })
     all.push({ title: `depth, ${depth} waiting`, text: statements.depth.text, values: [[queue]], rows: 1, reads: depth })
+    const withTally = { values: [[queue]], rows: 1, reads: 11, given: TALLY(queue) }
+    all.push({ title: `depth with a tally, ${depth} waiting`, text: statements.depth.text, ...withTally })
     const claimed = [EPOCH, TTL, 50, 1_048_576, true, 30_000, null]
     add('claim of 50', statements.claim.text, claimed, { rows: 50, reads: 101, given: live })
     add('claim of nothing new', statements.claim.text, claimed, { rows: 1, reads: 0, given: LIVE(queue, MESSAGES) })
@@ -332,6 +345,14 @@ async function sessionCases(pool: pg.Pool, sessions: SessionDirectory): Promise<
 function LIVE(connectionId: string, sinceSeq: number): string {
   return `INSERT INTO live_sessions (connection_id, session_id, epoch, expires_at, since, since_seq)
     VALUES ('${connectionId}', 's', ${EPOCH}, now() + interval '1 minute', '1:1:', ${sinceSeq})`
+}
+
+/** All but the last ten messages of a queue, and many tallies of others. */
+function TALLY(connectionId: string): string {
+  return `INSERT INTO queue_tallies (connection_id, up_to_seq, messages, bytes, counted_at)
+    SELECT CASE WHEN n = 0 THEN '${connectionId}' ELSE 'connection ' || n END, (SELECT min(seq) - 1 FROM (
+      SELECT seq FROM queued_messages WHERE connection_id = '${connectionId}' ORDER BY seq DESC LIMIT 10) last), 1, 1, now() FROM generate_series(0, 999) n;
+    INSERT INTO tallied_removals SELECT id, 1, 1 FROM queue_tallies, generate_series(1, 10)`
 }
 
 /** The messages of a queue lie as far from each other as those of the others came between. */

@@ -32,6 +32,9 @@ const PARTITIONED = ['queued_messages', 'live_sessions']
       FOR definition IN SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename = 'plain' LOOP
         EXECUTE regexp_replace(replace(definition, 'public.plain', 'public.${table}'), 'INDEX \\w+ ON', 'INDEX ON');
       END LOOP;
+      FOR definition IN SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid = 'plain'::regclass AND NOT tgisinternal LOOP
+        EXECUTE replace(definition, 'public.plain', 'public.${table}');
+      END LOOP;
     END $$;
     DROP TABLE plain;`,
   )
@@ -53,13 +56,16 @@ for (const [name, change, pushes] of [
     await admin.end()
     const pool = openPool(t, { connectionString, max: 20 })
     const query = createQuery(pool)
-    const newStore = (messageTtlSeconds: number) => createPostgresStore({ query, messageTtlSeconds, pushes })
+    const newStore = (messageTtlSeconds: number) => createPostgresStore({ query, messageTtlSeconds, pushes, tallyWorthRows: 0 })
     const sessions = createPostgresSessions({ pool, query, pushWindowMs: pushes ? 5_000 : undefined })
     await sessions.renew()
     await storeContract(t, { stores: [newStore(0), newStore(0)], sessions, expiring: newStore(1) })
     await administrationContract(t, {
       administration: createPostgresAdministration({ pool }),
       ...{ store: newStore(0), sessions, alter: (statement) => pool.query(statement) },
+    })
+    t.test('counts were taken from tallies', async (t) => {
+      t.ok((await pool.query('SELECT FROM queue_tallies WHERE messages IS NOT NULL')).rowCount)
     })
   })
 }
@@ -84,7 +90,7 @@ t.test('four instances that boot together migrate an empty database once', async
   await client.connect()
   t.teardown(() => client.end())
   const { rows } = await client.query('SELECT count(*)::int AS migrations FROM drizzle.__drizzle_migrations')
-  t.same(rows, [{ migrations: 4 }])
+  t.same(rows, [{ migrations: 6 }])
 })
 
 t.test('a role without DDL rights can run the service on a migrated database, and is told what to do on any other', async (t) => {

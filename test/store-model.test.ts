@@ -28,7 +28,9 @@ pool.on('error', () => {})
 t.teardown(() => pool.end())
 const query = createQuery(pool)
 type Pair<T> = [T, T]
-const stores = [0, 1].map(() => createPostgresStore({ query, messageTtlSeconds: 0, pushes: false })) as Pair<MessageStore>
+const stores = [0, 1].map(() =>
+  createPostgresStore({ query, messageTtlSeconds: 0, pushes: false, tallyWorthRows: 0 }),
+) as Pair<MessageStore>
 const directories = [0, 1].map(() => createPostgresSessions({ pool, query })) as Pair<PostgresSessions>
 
 const instance = fc.nat({ max: 1 })

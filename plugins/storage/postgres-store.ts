@@ -17,6 +17,7 @@ import {
 import { formatId, parseId } from './message-id.js'
 import type { Query, Statement } from './query.js'
 import { createTaking, takeStatements } from './taking.js'
+import { createTallies, tallyOf, tallyStatements } from './tallies.js'
 
 /*
  * Every statement below is keyed by connection_id ($1) and reads the primary key (connection_id, seq), so that its cost
@@ -41,11 +42,22 @@ const NEVER_SENT = `($8::bigint[] IS NOT NULL AND m.in_flight_epoch = $2 AND NOT
 const statements = {
   ...addStatements,
   ...takeStatements,
+  ...tallyStatements,
 
+  // And how many rows were read that a newer tally would have spared. A tally tells nothing about DIDs, nor about what is in flight or expired:
+  // it is used where there is no live session, and the first message, which expires first, does not do so soon.
   count: {
     name: 'count',
-    text: `SELECT count(*)::int FROM queued_messages m
-  WHERE ${AVAILABLE} AND (m.in_flight_epoch IS NULL OR m.in_flight_until <= now() OR m.in_flight_epoch IS DISTINCT FROM (${LIVE_EPOCH}))`,
+    text: `WITH live AS MATERIALIZED (SELECT (${LIVE_EPOCH}) AS epoch),
+  head AS MATERIALIZED (
+    SELECT seq FROM (SELECT m.seq, m.accepted_at FROM queued_messages m WHERE m.connection_id = $1 ORDER BY m.seq LIMIT 1) first
+    WHERE $2::text IS NULL AND (SELECT epoch FROM live) IS NULL AND now() - accepted_at < $3::interval - interval '1 minute'),
+  tally AS MATERIALIZED (${tallyOf('$1', '(SELECT seq FROM head)')})
+  SELECT (coalesce((SELECT messages FROM tally), 0) + count(*))::int,
+    CASE WHEN EXISTS (SELECT FROM head) THEN coalesce((SELECT rows_read FROM tally), 0) + count(*) ELSE 0 END::int
+  FROM queued_messages m
+  WHERE ${AVAILABLE} AND m.seq > coalesce((SELECT up_to_seq FROM tally), 0)
+    AND (m.in_flight_epoch IS NULL OR m.in_flight_until <= now() OR m.in_flight_epoch IS DISTINCT FROM (SELECT epoch FROM live))`,
   },
 
   // Of many connections, in the order of the primary key: two of these, or one and a take, do not wait for each other in a circle.
@@ -69,8 +81,12 @@ const statements = {
 
   depth: {
     name: 'depth',
-    text: `SELECT d.messages, d.bytes FROM unnest($1::text[]) WITH ORDINALITY AS u (connection_id, place) CROSS JOIN LATERAL (
-    SELECT count(*)::int AS messages, coalesce(sum(payload_bytes), 0)::float8 AS bytes FROM queued_messages m WHERE m.connection_id = u.connection_id) d
+    text: `SELECT (coalesce(t.messages, 0) + later.messages)::int, (coalesce(t.bytes, 0) + later.bytes)::float8, (coalesce(t.rows_read, 0) + later.messages)::int
+  FROM unnest($1::text[]) WITH ORDINALITY AS u (connection_id, place)
+  LEFT JOIN LATERAL (${tallyOf('u.connection_id')}) t ON true
+  CROSS JOIN LATERAL (
+    SELECT count(*) AS messages, coalesce(sum(m.payload_bytes), 0) AS bytes FROM queued_messages m
+    WHERE m.connection_id = u.connection_id AND m.seq > coalesce(t.up_to_seq, 0)) later
   ORDER BY u.place`,
   },
 
@@ -136,10 +152,13 @@ export interface PostgresStoreOptions {
   messageTtlSeconds: number
   /** Whether messages owe pushes. */
   pushes: boolean
+  /** How many rows counts of a queue may read before a tally of it is made. */
+  tallyWorthRows?: number
 }
 
-export function createPostgresStore({ query, messageTtlSeconds, pushes }: PostgresStoreOptions): MessageStore {
+export function createPostgresStore({ query, messageTtlSeconds, pushes, tallyWorthRows }: PostgresStoreOptions): MessageStore {
   const ttl = messageTtlSeconds > 0 ? `${messageTtlSeconds} seconds` : '1000 years'
+  const tallies = createTallies({ query, worthRows: tallyWorthRows })
   const removeCoalesced = createCoalescer({
     ...REMOVE_BATCH,
     key: ({ connectionId }: Removal) => connectionId,
@@ -151,8 +170,13 @@ export function createPostgresStore({ query, messageTtlSeconds, pushes }: Postgr
     ...DEPTH_BATCH,
     key: (connectionId: string) => connectionId,
     bytes: () => 1,
-    flush: async (connectionIds: string[]) =>
-      (await query<[number, number]>(statements.depth, [textArray(connectionIds)])).map(([messages, bytes]) => ({ messages, bytes })),
+    flush: async (connectionIds: string[]) => {
+      const rows = await query<[messages: number, bytes: number, rowsRead: number]>(statements.depth, [textArray(connectionIds)])
+      return rows.map(([messages, bytes, rowsRead], i) => {
+        tallies.note(connectionIds[i]!, rowsRead)
+        return { messages, bytes }
+      })
+    },
   })
 
   return {
@@ -160,8 +184,10 @@ export function createPostgresStore({ query, messageTtlSeconds, pushes }: Postgr
     ...createTaking({ query, age: ttl }),
 
     async count(connectionId, recipientDid) {
-      const [row] = await query<[number]>(statements.count, [connectionId, recipientDid ?? null, ttl])
-      return row![0]
+      const rows = await query<[messages: number, rowsRead: number]>(statements.count, [connectionId, recipientDid ?? null, ttl])
+      const [messages, rowsRead] = rows[0]!
+      tallies.note(connectionId, rowsRead)
+      return messages
     },
 
     remove: (connectionId, ids) => removeCoalesced({ connectionId, ids }),
@@ -195,8 +221,9 @@ export function createPostgresStore({ query, messageTtlSeconds, pushes }: Postgr
       return (await query(statements.expire, [ttl, limit])).length
     },
 
-    async forgetKeys(limit) {
-      return (await query(statements.forget, [limit])).length
+    async sweep(limit) {
+      await query(statements.forget, [limit])
+      await tallies.sweep()
     },
 
     async ping() {

@@ -133,9 +133,13 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
       t.not(another, id)
       t.same(texts(await store.take({ ...take, connectionId })), ['2'])
       await removed(connectionId, another)
-      t.same(await store.add({ ...message(connectionId, '2'), idempotencyKey: 'key' }), { id: another }, 'the newest is remembered')
+      await store.sweep(10)
+      t.same(
+        await store.add({ ...message(connectionId, '2'), idempotencyKey: 'key' }),
+        { id: another },
+        'the newest is remembered for a while',
+      )
     }
-    t.equal(await store.forgetKeys(10), 0, 'for a while')
   })
 
   t.test('an add that is repeated while its message is being removed answers the first id', async (t) => {
