@@ -123,7 +123,7 @@ scenario('F24: FCM answers 429 and 503 with Retry-After, hangs, and refuses our 
       answer: refusal(503, 'UNAVAILABLE', undefined, {}, { 'retry-after': String(RETRY_AFTER_S) }),
       atLeastMs: RETRY_AFTER_S * 1_000,
     },
-    { project: 'p2', answer: 'hang', atLeastMs: 900 }, // its time-out began before it came
+    { project: 'p2', answer: 'hang', atLeastMs: 500 }, // its time-out of a second begins before it comes: by 0.1 s and more on a busy machine
     { project: 'p3', answer: refusal(401, 'UNAUTHENTICATED'), atLeastMs: 100 },
   ]
   const phones = faults.map((fault) => ({ ...fault, token: newToken(), connectionId: newConnectionId() }))
