@@ -25,8 +25,12 @@ const WORTH_ROWS = 2_000
 const WORTH_NOTING = 1 / 20
 const MAX_NOTED = 10_000
 
-export const firstSeq = (connectionId: string) =>
+const firstSeq = (connectionId: string) =>
   `(SELECT m.seq FROM queued_messages m WHERE m.connection_id = ${connectionId} ORDER BY m.seq LIMIT 1)`
+
+const removedOf = (tallyId: string) => `
+      SELECT coalesce(sum(r.messages), 0)::bigint AS messages, coalesce(sum(r.bytes), 0)::bigint AS bytes, count(*) AS rows_read
+      FROM tallied_removals r WHERE r.tally_id = ${tallyId}`
 
 /**
  * The newest tally of a connection, less what was removed of it, and how many rows were read for that. None when nothing is left of it: the first
@@ -34,9 +38,7 @@ export const firstSeq = (connectionId: string) =>
  */
 export const tallyOf = (connectionId: string, first = firstSeq(connectionId)) => `
     SELECT t.up_to_seq, t.counted_at, t.messages - gone.messages AS messages, t.bytes - gone.bytes AS bytes, gone.rows_read
-    FROM queue_tallies t CROSS JOIN LATERAL (
-      SELECT coalesce(sum(r.messages), 0)::bigint AS messages, coalesce(sum(r.bytes), 0)::bigint AS bytes, count(*) AS rows_read
-      FROM tallied_removals r WHERE r.tally_id = t.id) gone
+    FROM queue_tallies t CROSS JOIN LATERAL (${removedOf('t.id')}) gone
     WHERE t.connection_id = ${connectionId} AND t.messages IS NOT NULL AND t.counted_at > now() - ${LIFE} AND t.up_to_seq >= ${first}
     ORDER BY t.id DESC LIMIT 1`
 
@@ -64,8 +66,7 @@ export const tallyStatements = {
   later AS (
     SELECT count(*) AS messages, coalesce(sum(m.payload_bytes), 0)::bigint AS bytes FROM queued_messages m
     WHERE m.connection_id = $1 AND m.seq > coalesce((SELECT up_to_seq FROM former), 0) AND m.seq <= (SELECT up_to_seq FROM mine)),
-  gone AS (
-    SELECT coalesce(sum(messages), 0)::bigint AS messages, coalesce(sum(bytes), 0)::bigint AS bytes FROM tallied_removals WHERE tally_id = $2),
+  gone AS (${removedOf('$2')}),
   counted AS (
     UPDATE queue_tallies t SET counted_at = coalesce((SELECT counted_at FROM former), now()),
       messages = coalesce((SELECT messages FROM former), 0) + later.messages + gone.messages,
