@@ -12,6 +12,7 @@ import { startServer } from './helpers/process.js'
 import { startProxy, type Proxy } from './helpers/proxy.js'
 import { startCluster, startRedis } from './helpers/redis.js'
 import { connect, message, testDatabase } from './helpers/service.js'
+import { until } from './helpers/until.js'
 
 const withoutRedis = (process.env.SKIP_TESTS ?? '').split(',').includes('redis') && 'left out by SKIP_TESTS=redis'
 
@@ -19,12 +20,6 @@ function recorder() {
   const lines: string[] = []
   const write = (_facts: object, text: string) => void lines.push(text)
   return { lines, debug: () => {}, info: write, warn: write, error: write }
-}
-
-const until = async (test: () => boolean) => {
-  for (const deadline = Date.now() + 15_000; !test(); await new Promise((resolve) => setTimeout(resolve, 10))) {
-    if (Date.now() > deadline) throw new Error('it did not come true within 15 s')
-  }
 }
 
 /** Two instances of a backend, closed after the test. */

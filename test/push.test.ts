@@ -9,6 +9,7 @@ import { ACCEPTED, refusal, startFcm, UNREGISTERED, type Answer } from './helper
 import { onDatabase as queryOn } from './helpers/postgres.js'
 import { startServer } from './helpers/process.js'
 import { connect, DID, message, newConnectionId, startService, testDatabase, type Service } from './helpers/service.js'
+import { until } from './helpers/until.js'
 
 /* The real firebase-admin against a stand-in for FCM on this machine (test/helpers/fcm.ts). */
 
@@ -29,11 +30,6 @@ const withToken = (connectionId: string, token: string, n = 0) =>
 const untilQuiet = () => sleep(WINDOW_MS + 1_700)
 
 const onDatabase = (statement: string, url = databaseUrl) => queryOn(url, statement)
-
-const until = async (test: () => Promise<boolean> | boolean, what: string) => {
-  for (const deadline = Date.now() + 15_000; !(await test()); await sleep(20))
-    if (Date.now() > deadline) throw new Error(`${what} did not come true within 15 s`)
-}
 
 t.test('with two instances', async (t) => {
   const a = await start(t)

@@ -1,5 +1,5 @@
 import pg from 'pg'
-import t, { type Test } from 'tap'
+import t from 'tap'
 import { migrateDatabase } from '../plugins/storage/migrate.js'
 import { createPostgresAdministration } from '../plugins/storage/postgres-administration.js'
 import { createPostgresOutbox } from '../plugins/storage/postgres-outbox.js'
@@ -10,15 +10,7 @@ import { administrationContract } from './contracts/administration.js'
 import { pushOutboxContract } from './contracts/push-outbox.js'
 import { storeContract } from './contracts/store.js'
 import { silent as log } from './helpers/postgres.js'
-import { testDatabase } from './helpers/service.js'
-
-/** Its connections may be on their way out when the database is dropped, and are told so. */
-function openPool(t: Test, options: pg.PoolConfig): pg.Pool {
-  const pool = new pg.Pool(options)
-  pool.on('error', () => {})
-  t.teardown(() => pool.end())
-  return pool
-}
+import { openPool, testDatabase } from './helpers/service.js'
 
 /** What an operator beyond one Postgres would do: the same tables, in hash partitions by the column that every query is keyed by. */
 const PARTITIONED = ['queued_messages', 'live_sessions']

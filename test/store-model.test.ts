@@ -1,6 +1,5 @@
 import { randomUUID } from 'node:crypto'
 import fc from 'fast-check'
-import pg from 'pg'
 import t from 'tap'
 import { migrateDatabase } from '../plugins/storage/migrate.js'
 import { createPostgresSessions, type PostgresSessions } from '../plugins/storage/postgres-sessions.js'
@@ -10,7 +9,7 @@ import type { JsonText } from '../src/json.js'
 import type { MessageStore, NewMessage } from '../src/ports.js'
 import { createQueueModel, type QueueModel } from './helpers/queue-model.js'
 import { silent } from './helpers/postgres.js'
-import { testDatabase } from './helpers/service.js'
+import { openPool, testDatabase } from './helpers/service.js'
 
 /*
  * Random calls to two instances of the store on one Postgres, compared one by one with a queue in memory. A failure prints its seed and
@@ -23,9 +22,7 @@ const LEASE_MS = 600_000 // longer than all of this takes: it runs out only when
 
 const connectionString = await testDatabase(t)
 await migrateDatabase({ connectionString }, { apply: true, log: silent })
-const pool = new pg.Pool({ connectionString, max: 8 })
-pool.on('error', () => {})
-t.teardown(() => pool.end())
+const pool = openPool(t, { connectionString, max: 8 })
 const query = createQuery(pool)
 type Pair<T> = [T, T]
 const stores = [0, 1].map(() =>

@@ -1,4 +1,3 @@
-import pg from 'pg'
 import t, { type Test } from 'tap'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { migrateDatabase } from '../plugins/storage/migrate.js'
@@ -9,7 +8,8 @@ import { tallyStatements } from '../plugins/storage/tallies.js'
 import type { JsonText } from '../src/json.js'
 import type { MessageStore } from '../src/ports.js'
 import { silent } from './helpers/postgres.js'
-import { testDatabase } from './helpers/service.js'
+import { openPool, testDatabase } from './helpers/service.js'
+import { until } from './helpers/until.js'
 
 /*
  * Counts of deep queues without reading them. What is promised: in every snapshot, a tally less what was removed of it is what is there.
@@ -20,9 +20,7 @@ const DID = 'did:key:a'
 async function open(t: Test) {
   const connectionString = await testDatabase(t)
   await migrateDatabase({ connectionString }, { apply: true, log: silent })
-  const pool = new pg.Pool({ connectionString, max: 20 })
-  pool.on('error', () => {})
-  t.teardown(() => pool.end())
+  const pool = openPool(t, { connectionString, max: 20 })
   const query = createQuery(pool)
   const newStore = (more: { query?: Query; messageTtlSeconds?: number } = {}) =>
     createPostgresStore({ query, messageTtlSeconds: 0, pushes: false, tallyWorthRows: 0, ...more })
@@ -34,23 +32,19 @@ async function open(t: Test) {
       [connectionId, messages],
     )
   const tallies = async () => (await pool.query<{ messages: string | null }>('SELECT messages FROM queue_tallies ORDER BY id')).rows
-  const until = async (what: string, is: () => Promise<boolean>) => {
-    for (const since = performance.now(); !(await is()); await sleep(5))
-      if (performance.now() - since > 10_000) throw new Error(`not ${what}`)
-  }
   /** Counts until there is a tally: none is begun while another one is being made. */
   const tallied = (store: MessageStore, connectionId: string) =>
-    until('tallied', async () => {
+    until(async () => {
       await store.count(connectionId)
       return (await tallies()).some(({ messages }) => messages !== null)
-    })
+    }, 'a tally')
   /** A transaction of somebody else, open until it is ended. */
   const openTransaction = async (statement: string) => {
     const client = await pool.connect()
     await client.query(`BEGIN; ${statement}`)
     return { end: () => client.query('COMMIT').finally(() => client.release()) }
   }
-  return { pool, query, newStore, fill, tallies, until, tallied, openTransaction }
+  return { pool, query, newStore, fill, tallies, tallied, openTransaction }
 }
 
 /** Each tally, and what it should say, in one snapshot. */
@@ -74,10 +68,10 @@ t.test('a tally says what is there in every snapshot, whatever is written meanwh
   const stores = [newStore(), newStore()] as const
   const connections = ['a', 'b', 'c']
   for (const connectionId of connections) await fill(connectionId, 300)
-  const until = performance.now() + 6_000
+  const end = performance.now() + 6_000
   const one = <T>(all: readonly T[]) => all[Math.floor(Math.random() * all.length)]!
   const often = async (what: (connectionId: string) => Promise<unknown>) => {
-    while (performance.now() < until) await what(one(connections))
+    while (performance.now() < end) await what(one(connections))
   }
 
   const payload = '{}' as JsonText
@@ -136,7 +130,7 @@ for (const [what, statement, expected] of [
   ['an add', `INSERT INTO queued_messages (connection_id, tag, recipient_dids, payload, payload_bytes) VALUES ('a', 0, '{}', '', 3)`, 101],
 ] as const) {
   t.test(`${what} that is not committed when a tally is begun is waited for`, async (t) => {
-    const { pool, newStore, query, fill, tallies, until, openTransaction } = await open(t)
+    const { pool, newStore, query, fill, tallies, openTransaction } = await open(t)
     await fill('a', 100)
     const store = newStore()
     const transaction = await openTransaction(statement)
@@ -146,7 +140,7 @@ for (const [what, statement, expected] of [
     t.same(await tallies(), [{ messages: null }], 'it is begun, and not counted')
     await transaction.end()
     t.equal(await store.count('a'), expected)
-    await until('counted', async () => (await tallies()).every(({ messages }) => messages !== null))
+    await until(async () => (await tallies()).every(({ messages }) => messages !== null), 'a tally that is counted')
     t.equal((await tallies()).length, 1)
     t.equal(await store.count('a'), expected)
     t.equal((await store.depth('a')).messages, expected)
@@ -157,7 +151,10 @@ for (const [what, statement, expected] of [
     await fill('b', 1)
     const hasty: Query = (statement, values) => (statement === tallyStatements.writing ? Promise.resolve([]) : query(statement, values))
     await newStore({ query: hasty }).count('hasty')
-    await until('counted', async () => (await tallies()).length === 2 && (await tallies()).every(({ messages }) => messages !== null))
+    await until(
+      async () => (await tallies()).length === 2 && (await tallies()).every(({ messages }) => messages !== null),
+      'a tally that is counted',
+    )
     await another.end()
     const { rows } = await pool.query<Compared>(COMPARED)
     t.same(
@@ -168,12 +165,12 @@ for (const [what, statement, expected] of [
 }
 
 t.test('no tally is made while a transaction does not end', async (t) => {
-  const { newStore, fill, tallies, until, openTransaction } = await open(t)
+  const { newStore, fill, tallies, openTransaction } = await open(t)
   await fill('a', 100)
   const transaction = await openTransaction(`DELETE FROM queued_messages WHERE connection_id = 'nobody'`)
   await newStore().count('a')
-  await until('begun', async () => (await tallies()).length === 1)
-  await until('dropped', async () => (await tallies()).length === 0)
+  await until(async () => (await tallies()).length === 1, 'a tally that is begun')
+  await until(async () => (await tallies()).length === 0, 'a tally that is dropped')
   await transaction.end()
 })
 
@@ -230,7 +227,7 @@ t.test('what a tally does not tell is counted message by message', async (t) => 
 })
 
 t.test('a tally is made when counts have read as much as that costs, and shallow queues have none', async (t) => {
-  const { pool, query, fill, until, tallies } = await open(t)
+  const { pool, query, fill, tallies } = await open(t)
   const store = createPostgresStore({ query, messageTtlSeconds: 0, pushes: false })
   await fill('shallow', 100)
   await fill('deep', 1_500)
@@ -239,7 +236,7 @@ t.test('a tally is made when counts have read as much as that costs, and shallow
   await sleep(100)
   t.same(await tallies(), [])
   t.equal(await store.count('deep'), 1_500)
-  await until('counted', async () => (await tallies())[0]?.messages === '1500')
+  await until(async () => (await tallies())[0]?.messages === '1500', 'a tally that is counted')
   await pool.query(`DELETE FROM queued_messages WHERE connection_id = 'deep' AND seq % 2 = 0`)
   t.equal(await store.count('deep'), 750)
   for (let i = 0; i < 20; i++) await store.count('deep')
@@ -247,7 +244,7 @@ t.test('a tally is made when counts have read as much as that costs, and shallow
   t.same(await tallies(), [{ messages: '1500' }], 'it serves')
   await fill('deep', 1_500)
   for (let i = 0; i < 2; i++) t.equal(await store.count('deep'), 2_250)
-  await until('replaced', async () => (await tallies()).length === 1 && (await tallies())[0]!.messages === '2250')
+  await until(async () => (await tallies()).length === 1 && (await tallies())[0]!.messages === '2250', 'a tally that is replaced')
   const { rows } = await pool.query('SELECT FROM tallied_removals')
   t.equal(rows.length, 0, 'and what was removed of the former one is forgotten')
 })

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Redis } from 'ioredis'
+import { until } from './until.js'
 
 const CACHE = resolve(dirname(fileURLToPath(import.meta.url)), '../../.cache/redis')
 const DEBIAN_PACKAGES = 'redis-server redis-tools liblua5.1-0 libjemalloc2 liblzf1 libhiredis0.14 libatomic1 lua-bitop lua-cjson'.split(' ')
@@ -129,26 +130,22 @@ export async function startCluster({ replicas = false, announceShift = 0 } = {})
   const share = Math.ceil(16_384 / 3)
   for (const i of [0, 1, 2]) await clients[i]!.call('CLUSTER', 'ADDSLOTSRANGE', i * share, Math.min(16_383, (i + 1) * share - 1))
   for (const { port } of nodes.slice(1)) await clients[0]!.cluster('MEET', '127.0.0.1', port)
-  const until = async (test: () => Promise<boolean>) => {
-    for (const deadline = Date.now() + 20_000; !(await test()); await new Promise((resolve) => setTimeout(resolve, 50))) {
-      if (Date.now() > deadline) throw new Error('the Redis Cluster did not form')
-    }
-  }
+  const formed = (test: () => Promise<boolean>) => until(test, 'the Redis Cluster', 20_000)
   const knowsAll = async (client: Redis) => ((await client.cluster('NODES')) as string).trim().split('\n').length === nodes.length
-  await until(async () => (await Promise.all(clients.map(knowsAll))).every(Boolean))
+  await formed(async () => (await Promise.all(clients.map(knowsAll))).every(Boolean))
   if (replicas) {
     for (const i of [0, 1, 2])
-      await until(() =>
+      await formed(() =>
         clients[i + 3]!.cluster('REPLICATE', ids[i]!).then(
           () => true,
           () => false,
         ),
       )
   }
-  await until(async () =>
+  await formed(async () =>
     (await Promise.all(clients.map((client) => client.cluster('INFO')))).every((info) => info.includes('cluster_state:ok')),
   )
-  if (replicas) await until(async () => ((await clients[0]!.cluster('NODES')) as string).match(/slave .* connected/g)?.length === 3)
+  if (replicas) await formed(async () => ((await clients[0]!.cluster('NODES')) as string).match(/slave .* connected/g)?.length === 3)
   for (const client of clients) client.disconnect()
   return {
     nodes,

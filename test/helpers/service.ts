@@ -1,5 +1,6 @@
 import { once } from 'node:events'
 import { randomUUID } from 'node:crypto'
+import pg from 'pg'
 import Fastify, { type FastifyInstance, type RouteOptions } from 'fastify'
 import WebSocket from 'ws'
 import app, { serverOptions } from '../../app.js'
@@ -69,6 +70,14 @@ export async function testDatabase(t: Teardown): Promise<string> {
     await server.stop()
   })
   return database.url
+}
+
+/** Its connections may be on their way out when the database is dropped, and are told so. */
+export function openPool(t: Teardown, options: pg.PoolConfig): pg.Pool {
+  const pool = new pg.Pool(options)
+  pool.on('error', () => {})
+  t.teardown(() => pool.end())
+  return pool
 }
 
 export interface Frame {
