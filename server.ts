@@ -1,4 +1,3 @@
-import { setFlagsFromString } from 'node:v8'
 import closeWithGrace from 'close-with-grace'
 import Fastify from 'fastify'
 import app, { serverOptions } from './app.js'
@@ -6,6 +5,7 @@ import { tryPush } from './plugins/push/try.js'
 import { migrateDatabase } from './plugins/storage/migrate.js'
 import { isLoopback } from './src/access.js'
 import { ConfigError, describeConfig, hasApiKeys, readConfig } from './src/config.js'
+import { tuneV8 } from './src/v8.js'
 
 // Longer than the drain: calls end by their deadline, sockets within 2 s, an embedded Postgres in about one.
 const SHUTDOWN_MS = 10_000
@@ -16,12 +16,6 @@ const SHUTDOWN_MS = 10_000
  * were back after 28 s, in 20 of which the service had nothing to do.
  */
 const BACKLOG = 65_535
-
-/**
- * For V8, both measured in docs/decisions/0008. While a burst waits for the database all its messages survive; V8 concludes that such live
- * long, and from then on puts each one into the old generation at once. And it would let that grow fourfold between two full collections.
- */
-const V8_FLAGS = ['--no-allocation-site-pretenuring', '--heap-growing-percent=100']
 
 const HELP = `Message Pickup Repository
 
@@ -36,7 +30,7 @@ ${describeConfig('text')}
 `
 
 async function main(): Promise<void> {
-  V8_FLAGS.forEach(setFlagsFromString)
+  tuneV8()
   if (process.argv.includes('--help')) return void process.stdout.write(HELP)
   const config = readConfig(process.env)
   if (process.argv.includes('--push-test')) {

@@ -50,12 +50,12 @@ function serve(app: FastifyInstance, call: Call, access: Access, tag: string, ca
     config: { access },
     schema: describe(call, url, bodyIsRead, tag),
     handler: (request) => {
-      const { value, payloads } = (request.body as ParsedJson | undefined) ?? { value: {} }
+      const { value, texts } = (request.body as ParsedJson | undefined) ?? { value: {} }
       const given = bodyIsRead ? value : fromQuery(request.query as object, call.operation.params)
       if (typeof given !== 'object' || given === null || Array.isArray(given)) {
         throw new CallError('invalid_params', 'The body must be a JSON object with the parameters by name.', { field: 'body' })
       }
-      return call.run({ ...given, ...(request.params as object) }, payloads?.[0], callerOf(request))
+      return call.run({ ...given, ...(request.params as object) }, texts?.[0]?.payload, callerOf(request))
     },
   })
 }

@@ -10,10 +10,15 @@ export type JsonText = string & { readonly [jsonText]: true }
 
 export interface ParsedJson {
   value: unknown
-  /** The text of the `payload` field of each call, by its place in the batch (0 when it is not a batch). */
-  payloads: JsonText[]
-  /** The text of the `id` of each call: a number past 2^53 would come back as another one. */
-  ids: string[]
+  /** What each call has to have as text, by its place in the batch (one when it is not a batch). */
+  texts: readonly CallTexts[]
+}
+
+export interface CallTexts {
+  /** Of the `payload` field. */
+  payload: JsonText | undefined
+  /** Of the `id`: a number past 2^53 would come back as another one. */
+  id: string | undefined
 }
 
 const QUOTE = 34
@@ -33,79 +38,83 @@ const CLOSE_BRACE = 125
  * @throws CallError `too_deep`, `parse_error`
  */
 export function parseJson(text: string, maxDepth: number, shape: 'rpc' | 'body'): ParsedJson {
-  const { payloads, ids } = findTexts(text, maxDepth, shape)
+  const texts = findTexts(text, maxDepth, shape)
   try {
-    return { value: JSON.parse(text) as unknown, payloads, ids }
+    return { value: JSON.parse(text) as unknown, texts }
   } catch {
     throw new CallError('parse_error', 'Parse error: this is not valid JSON.')
   }
 }
 
 /** Correct for valid JSON; for anything else it only has to end, because `JSON.parse` has the last word. */
-function findTexts(text: string, maxDepth: number, shape: 'rpc' | 'body'): Pick<ParsedJson, 'payloads' | 'ids'> {
-  const payloads: JsonText[] = []
-  const ids: string[] = []
+function findTexts(text: string, maxDepth: number, shape: 'rpc' | 'body'): CallTexts[] {
+  const before: CallTexts[] = [] // the calls of a batch that have ended
+  let payload: JsonText | undefined
+  let id: string | undefined
   let payloadDepth = shape === 'rpc' ? 2 : 1
-  const keys: string[] = [] // the current key at each depth down to the payload's
-  let isBatch = false
-  let place = 0 // in the batch
   let depth = 0
   let keyFollows = false
-  let valueStart = -1 // where the payload began, while inside it
+  // The current key at the depth of the payload, and at the depth above it.
+  let isPayload = false
+  let isParams = false
+  let isId = false
+  let payloadStart = -1 // while inside it
   let idStart = -1
 
   for (let i = 0; i < text.length; i++) {
-    switch (text.charCodeAt(i)) {
+    const code = text.charCodeAt(i)
+    switch (code) {
       case QUOTE: {
         const end = endOfString(text, i)
-        if (keyFollows && depth <= payloadDepth) keys[depth] = keyText(text.slice(i, end + 1))
+        if (keyFollows && depth === payloadDepth) {
+          isPayload = isKey(text, i, end, 'payload')
+        } else if (keyFollows && depth === payloadDepth - 1) {
+          isParams = isKey(text, i, end, 'params')
+          isId = isKey(text, i, end, 'id')
+        }
         keyFollows = false
         i = end
         break
       }
       case COLON:
-        if (depth === payloadDepth && keys[depth] === 'payload' && (shape === 'body' || keys[depth - 1] === 'params')) {
-          valueStart = i + 1
-        } else if (depth === payloadDepth - 1 && keys[depth] === 'id') {
-          idStart = i + 1
-        }
+        if (depth === payloadDepth && isPayload && (isParams || shape === 'body')) payloadStart = i + 1
+        else if (depth === payloadDepth - 1 && isId) idStart = i + 1
         break
       case OPEN_BRACE:
       case OPEN_BRACKET:
         if (++depth > maxDepth)
           throw new CallError('too_deep', `JSON must not be nested deeper than ${maxDepth} levels.`, { limit: maxDepth })
-        keyFollows = text.charCodeAt(i) === OPEN_BRACE
-        if (depth <= payloadDepth) keys[depth] = ''
-        if (depth === 1 && !keyFollows && shape === 'rpc') {
-          isBatch = true
-          payloadDepth = 3
-        }
+        keyFollows = code === OPEN_BRACE
+        if (depth === payloadDepth) isPayload = false
+        else if (depth === payloadDepth - 1) isParams = isId = false
+        if (depth === 1 && !keyFollows && shape === 'rpc') payloadDepth = 3 // a batch
         break
       case COMMA:
       case CLOSE_BRACE:
-      case CLOSE_BRACKET: {
-        const code = text.charCodeAt(i)
-        if (valueStart >= 0 && depth === payloadDepth) {
-          payloads[place] = text.slice(valueStart, i).trim() as JsonText
-          valueStart = -1
+      case CLOSE_BRACKET:
+        if (payloadStart >= 0 && depth === payloadDepth) {
+          payload = text.slice(payloadStart, i).trim() as JsonText
+          payloadStart = -1
         }
         if (idStart >= 0 && depth === payloadDepth - 1) {
-          ids[place] = text.slice(idStart, i).trim()
+          id = text.slice(idStart, i).trim()
           idStart = -1
         }
-        if (code === COMMA) {
-          // Only where a key can stand does the next string count as one; inside arrays it is a value.
-          keyFollows = true
-          if (isBatch && depth === 1) place++
-        } else {
+        if (code !== COMMA) {
           depth--
           keyFollows = false
+          break
+        }
+        // Only where a key can stand does the next string count as one; inside arrays it is a value.
+        keyFollows = true
+        if (depth === 1 && payloadDepth === 3) {
+          before.push({ payload, id })
+          payload = id = undefined
         }
         break
-      }
     }
   }
-  return { payloads, ids }
+  return before.length === 0 ? [{ payload, id }] : [...before, { payload, id }]
 }
 
 function endOfString(text: string, start: number): number {
@@ -119,12 +128,14 @@ function endOfString(text: string, start: number): number {
   }
 }
 
-/** `"pay\u006coad"` is the key payload too. */
-function keyText(quoted: string): string {
-  if (!quoted.includes('\\')) return quoted.slice(1, -1)
+/** Whether the string from `start` to the quote at `end` is this key; `"pay\u006coad"` is the key payload too. */
+function isKey(text: string, start: number, end: number, key: string): boolean {
+  const quotes = 2
+  if (end - start + 1 === key.length + quotes) return text.startsWith(key, start + 1)
+  if (end - start + 1 < key.length + quotes || !text.slice(start, end).includes('\\')) return false
   try {
-    return JSON.parse(quoted) as string
+    return JSON.parse(text.slice(start, end + 1)) === key
   } catch {
-    return ''
+    return false
   }
 }

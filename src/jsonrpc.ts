@@ -1,7 +1,7 @@
 import type { ArrivalOrder } from './arrival-order.js'
 import type { CallResult } from './calls.js'
 import { CallError, toCallError } from './errors.js'
-import { parseJson, type JsonText } from './json.js'
+import { parseJson, type CallTexts, type JsonText } from './json.js'
 import type { Caller } from './pickup.js'
 
 /**
@@ -35,17 +35,14 @@ export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }:
     } catch (error) {
       return Promise.resolve(failure('null', error))
     }
-    const { value, payloads, ids } = parsed
-    return Array.isArray(value)
-      ? answerAll(value, ids, payloads, caller, order, onCalls)
-      : answerOne(value, ids[0], payloads[0], caller, order)
+    const { value, texts } = parsed
+    return Array.isArray(value) ? answerAll(value, texts, caller, order, onCalls) : answerOne(value, texts[0], caller, order)
   }
 
   /** [JSON-RPC 6] Batch. */
   async function answerAll(
     value: unknown[],
-    ids: readonly string[],
-    payloads: readonly JsonText[],
+    texts: readonly CallTexts[],
     caller: Caller,
     order?: ArrivalOrder,
     onCalls?: (calls: number) => void,
@@ -58,19 +55,18 @@ export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }:
       )
     }
     onCalls?.(value.length)
-    const answers = await Promise.all(value.map((call, i) => answerOne(call, ids[i], payloads[i], caller, order)))
+    const answers = await Promise.all(value.map((call, i) => answerOne(call, texts[i], caller, order)))
     const replies = answers.filter((reply) => reply !== undefined)
     return replies.length > 0 ? `[${replies.join(',')}]` : undefined
   }
 
   async function answerOne(
     request: unknown,
-    idText: string | undefined,
-    payload: JsonText | undefined,
+    texts: CallTexts | undefined,
     caller: Caller,
     order?: ArrivalOrder,
   ): Promise<string | undefined> {
-    const id = idOf(request, idText)
+    const id = idOf(request, texts?.id)
     const problem = problemOf(request)
     if (problem) return failure(id ?? 'null', new CallError('invalid_request', `Invalid request: ${problem}.`))
     const { method, params = {} } = request as { method: string; params?: unknown }
@@ -78,7 +74,7 @@ export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }:
     try {
       const found = methods.get(method)
       if (!found) throw new CallError('method_not_found', `Method not found: ${method.slice(0, 64)}. rpc.discover lists what there is.`)
-      const { value, text } = await found.run(params, payload, caller, order)
+      const { value, text } = await found.run(params, texts?.payload, caller, order)
       return isNotification ? undefined : `{"jsonrpc":"2.0","result":${dialect?.(method, value) ?? text},"id":${id}}`
     } catch (error) {
       if (toCallError(error).code === 'internal_error') onError(error, method)

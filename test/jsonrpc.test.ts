@@ -354,14 +354,15 @@ t.test('the text of a payload is kept to the byte', async (t) => {
   for (const [name, shape, place, wrap] of SHAPES) {
     for (const payload of PAYLOADS) {
       const text = wrap(payload)
-      const { value, payloads } = parseJson(text, 64, shape)
-      t.equal(payloads[place], payload, `in ${name}`) // not named after the payload: TAP would read it
+      const { value, texts } = parseJson(text, 64, shape)
+      t.equal(texts[place]?.payload, payload, `in ${name}`) // not named after the payload: TAP would read it
       t.equal(JSON.stringify(value), JSON.stringify(JSON.parse(text)), 'the value is that of JSON.parse')
     }
   }
 })
 
-const payloadsOf = (text: string, shape: 'rpc' | 'body' = 'rpc') => ({ ...parseJson(text, 64, shape).payloads })
+const payloadsOf = (text: string, shape: 'rpc' | 'body' = 'rpc') =>
+  Object.fromEntries(parseJson(text, 64, shape).texts.flatMap(({ payload }, place) => (payload === undefined ? [] : [[place, payload]])))
 
 t.test('of two payloads in one object the last wins, as in JSON.parse', async (t) => {
   t.strictSame(payloadsOf('{"params":{"payload":{"a":1},"payload":{"b":2}}}'), { 0: '{"b":2}' })
@@ -498,7 +499,7 @@ function disagreement(text: string, shape: 'rpc' | 'body'): string | undefined {
   const parsed = parseJson(text, 64, shape)
   if (JSON.stringify(parsed.value) !== JSON.stringify(value)) return 'another value'
   for (const [place, payload] of expectedPayloads(value, shape)) {
-    const found = parsed.payloads[place]
+    const found = parsed.texts[place]?.payload
     if (found === undefined) return `the payload at ${place} was not found`
     if (!text.includes(found) || found !== found.trim()) return `the payload at ${place} is not the text that came in: ${found}`
     if (JSON.stringify(JSON.parse(found)) !== payload) return `the payload at ${place} is another: ${found}`
