@@ -117,10 +117,10 @@ export default fp(
 
     function observeCall(method: string, outcome: 'ok' | ErrorName, ms: number): void {
       // Finding the child by its labels costs more than observing.
-      const outcomes = children.get(method) ?? new Map<string, { observe(seconds: number): void }>()
-      children.set(method, outcomes)
-      const child = outcomes.get(outcome) ?? duration.labels(method, outcome)
-      outcomes.set(outcome, child)
+      let outcomes = children.get(method)
+      if (!outcomes) children.set(method, (outcomes = new Map<string, { observe(seconds: number): void }>()))
+      let child = outcomes.get(outcome)
+      if (!child) outcomes.set(outcome, (child = duration.labels(method, outcome)))
       child.observe(ms / 1_000)
       if (outcome === 'quota_exceeded') quotaRefusals.inc()
     }

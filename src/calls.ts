@@ -79,33 +79,55 @@ export function createCalls<Name extends string>(
       operation,
       run(input, payload, caller, order) {
         const startedAt = performance.now()
-        const refuse = (error: Error) => {
-          observe?.(name, toCallError(error).code, performance.now() - startedAt)
-          return Promise.reject(error)
-        }
         let params: Record<string, unknown>
         try {
           admit(caller)
           params = bind(check, input, payload)
         } catch (error) {
-          return refuse(error as Error)
+          observe?.(name, toCallError(error).code, performance.now() - startedAt)
+          return Promise.reject(error)
         }
-        // One promise and callbacks, and not async functions within each other: it is on the path of every call, docs/decisions/0008.
-        const task = () => method(params, caller)
-        return inTime(
-          task,
-          startedAt,
-          deadlineMs - (caller.waitedMs ?? 0),
-          order && { order, key: params.connectionId as string, overlaps },
-        ).then((value) => {
-          try {
-            const text = stringify(value)
-            observe?.(name, 'ok', performance.now() - startedAt)
-            return { value, text }
-          } catch (error) {
-            return refuse(error as Error)
+        // One promise, and not async functions within each other: it is on the path of every call, docs/decisions/0008.
+        inFlight++
+        return new Promise((resolve, reject) => {
+          let isOver = false
+          /** Answers in time, whatever happens: what comes after the first answer is not told any more. */
+          const end = (outcome: 'ok' | ErrorName) => {
+            isOver = true
+            clearTimeout(timer)
+            const ms = performance.now() - startedAt
+            saturation?.observe(ms)
+            observe?.(name, outcome, ms)
+            inFlight--
+            if (inFlight === 0) onIdle?.()
           }
-        }, refuse)
+          const fail = (error: Error) => {
+            if (isOver) return
+            end(toCallError(error).code)
+            reject(error)
+          }
+          const timer = setTimeout(() => fail(timeout(deadlineMs)), deadlineMs - (caller.waitedMs ?? 0))
+          /** Does not begin once the time is over: a call that was still in line when its caller was told "timeout" leaves no trace. */
+          const task = () => {
+            try {
+              return isOver ? Promise.reject(timeout(deadlineMs)) : method(params, caller)
+            } catch (error) {
+              return Promise.reject(toCallError(error))
+            }
+          }
+          const running = order ? order.run(params.connectionId as string, overlaps, task) : task()
+          running.then((value) => {
+            if (isOver) return
+            let text
+            try {
+              text = stringify(value)
+            } catch (error) {
+              return fail(error as Error)
+            }
+            end('ok')
+            resolve({ value, text })
+          }, fail)
+        })
       },
     }
   }
@@ -125,48 +147,6 @@ export function createCalls<Name extends string>(
       throw new CallError('overloaded', 'This instance is too slow at the moment to answer in time: try again, or another instance.')
     }
   }
-
-  /**
-   * Answers in time, whatever happens. `call` does not begin once the time is over, so one that was still in line when its caller was told
-   * "timeout" leaves no trace.
-   */
-  function inTime<T>(call: () => Promise<T>, startedAt: number, leftMs: number, place?: Place): Promise<T> {
-    let isOver = false
-    inFlight++
-    return new Promise<T>((resolve, reject) => {
-      const end = () => {
-        if (isOver) return false
-        isOver = true
-        clearTimeout(timer)
-        saturation?.observe(performance.now() - startedAt)
-        inFlight--
-        if (inFlight === 0) onIdle?.()
-        return true
-      }
-      const fail = (error: Error) => {
-        if (end()) reject(error)
-      }
-      const timer = setTimeout(() => fail(timeout(deadlineMs)), leftMs)
-      const task = () => {
-        try {
-          return isOver ? Promise.reject(timeout(deadlineMs)) : call()
-        } catch (error) {
-          return Promise.reject(toCallError(error))
-        }
-      }
-      const running = place ? place.order.run(place.key, place.overlaps, task) : task()
-      running.then((value) => {
-        if (end()) resolve(value)
-      }, fail)
-    })
-  }
-}
-
-/** In the order of arrival. */
-interface Place {
-  order: ArrivalOrder
-  key: string
-  overlaps: string | undefined
 }
 
 function timeout(deadlineMs: number): CallError {

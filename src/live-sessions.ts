@@ -138,10 +138,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     const session = open.get(message.connectionId)
     if (session && delivery.canBeOffered(session, message.payloadBytes)) return delivery.offering(session, message, add)
     const added = add(message)
-    added.then(
-      () => announce(message.connectionId),
-      () => {}, // our caller is told
-    )
+    added.then(() => announce(message.connectionId), ignore) // our caller is told of a failure
     return added
   }
 
@@ -266,6 +263,8 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     if (why === 'replaced') tellReplaced(session)
   }
 }
+
+function ignore(): void {}
 
 function liveSessionReplaced(connectionId: string, sessionId: string): string {
   return JSON.stringify({ jsonrpc: '2.0', method: 'liveSessionReplaced', params: { connectionId, sessionId } })

@@ -34,7 +34,8 @@ export interface PickupOptions {
 /** The operations. Each writes to the store first, then tells whoever may listen, then answers. */
 export function createPickup({ store, outbox, push, liveSessions, quota, limits, leaseMs }: PickupOptions): Pickup {
   return {
-    async addMessage({ connectionId, recipientDids, payload, receivedAt, idempotencyKey, pushNotificationToken, token }, { socket }) {
+    // Not an async function: most calls are this one, docs/decisions/0008.
+    addMessage({ connectionId, recipientDids, payload, receivedAt, idempotencyKey, pushNotificationToken, token }, { socket }) {
       const payloadBytes = Buffer.byteLength(payload)
       if (payloadBytes > limits.maxPayloadBytes) {
         throw new CallError(
@@ -48,19 +49,21 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
       }
       const pushToken = push?.usable(pushNotificationToken ?? (token === undefined ? undefined : { type: 'fcm', token }))
       const message = { connectionId, recipientDids, payload, payloadBytes, receivedAt, idempotencyKey, pushToken }
-      try {
-        const added = await quota.run(connectionId, payloadBytes, (ifAtMost) =>
-          liveSessions.adding(ifAtMost ? { ...message, ifAtMost } : message, store.add),
+      return quota
+        .run(connectionId, payloadBytes, (ifAtMost) => liveSessions.adding(ifAtMost ? { ...message, ifAtMost } : message, store.add))
+        .then(
+          (added) => {
+            push?.added(connectionId, socket, pushToken, added.push)
+            return added.id
+          },
+          async (error: unknown) => {
+            // Repeated because its answer was lost: it takes no more room.
+            const isFull = error instanceof CallError && error.code === 'quota_exceeded'
+            const first = isFull ? await store.idOfKey(message) : undefined
+            if (first === undefined) throw error
+            return first
+          },
         )
-        push?.added(connectionId, socket, pushToken, added.push)
-        return added.id
-      } catch (error) {
-        // Repeated because its answer was lost: it takes no more room.
-        const isFull = error instanceof CallError && error.code === 'quota_exceeded'
-        const first = isFull ? await store.idOfKey(message) : undefined
-        if (first === undefined) throw error
-        return first
-      }
     },
 
     async takeFromQueue({ connectionId, recipientDid, limit = Infinity, limitBytes = Infinity, deleteMessages = false }) {

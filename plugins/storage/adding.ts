@@ -270,5 +270,8 @@ function refused(error: unknown): Error {
 
 /** unnest would flatten an array of arrays, so each inner one travels as its text. */
 function arrayLiteral(texts: readonly string[]): string {
-  return `{${texts.map((text) => `"${text.replace(/["\\]/g, '\\$&')}"`).join(',')}}`
+  return `{${texts.map(quoted).join(',')}}`
 }
+
+const TO_ESCAPE = /["\\]/g
+const quoted = (text: string) => `"${text.search(TO_ESCAPE) < 0 ? text : text.replace(TO_ESCAPE, '\\$&')}"`

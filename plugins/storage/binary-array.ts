@@ -12,14 +12,18 @@ const NULL_BYTES = -1
 
 /** For a parameter of type text[]. Lone surrogates become U+FFFD. */
 export function textArray(texts: readonly (string | null | undefined)[]): Buffer {
-  let size = HEADER_BYTES
-  for (const text of texts) size += 4 + (text == null ? 0 : Buffer.byteLength(text))
-  const array = header(size, TEXT, texts.length)
+  const lengths = texts.map((text) => (text == null ? NULL_BYTES : Buffer.byteLength(text)))
+  const array = header(
+    lengths.reduce((size, length) => size + 4 + Math.max(length, 0), HEADER_BYTES),
+    TEXT,
+    texts.length,
+  )
   let at = HEADER_BYTES
-  for (const text of texts) {
-    const bytes = text == null ? NULL_BYTES : array.write(text, at + 4)
-    array.writeInt32BE(bytes, at)
-    at += 4 + Math.max(bytes, 0)
+  for (let i = 0; i < texts.length; i++) {
+    const length = lengths[i]!
+    at = array.writeInt32BE(length, at)
+    // A text with as many bytes as characters is ASCII, and can be copied as it is.
+    if (length > 0) at += array.write(texts[i]!, at, length, length === texts[i]!.length ? 'latin1' : 'utf8')
   }
   return array
 }
