@@ -36,12 +36,13 @@ const withPayloads = (source: Source, last: number) => plus(source, last, 'text'
 
 /**
  * Whether the session with this epoch may be given the message at once: it is the current one, and nothing that it was not given came before.
- * What it was given last is named by after_seq, so that there is mostly nothing to be read. Uses live_sessions_pkey and the primary key.
+ * What it was given last is named by after_seq, so that there is mostly nothing to be read. Uses live_sessions_pkey and the primary key;
+ * OFFSET 0 keeps Postgres from making a join of it, for which it may read the whole queue.
  */
 const CLAIMED = `LEFT JOIN LATERAL (
     SELECT true AS yes FROM live_sessions s WHERE u.epoch IS NOT NULL AND s.connection_id = u.connection_id AND s.epoch = u.epoch AND NOT EXISTS (
       SELECT FROM queued_messages m WHERE m.connection_id = s.connection_id AND m.seq > coalesce(u.after_seq, s.since_seq)
-        AND m.in_flight_epoch IS DISTINCT FROM s.epoch AND NOT pg_visible_in_snapshot(m.accepted_by, s.since))
+        AND m.in_flight_epoch IS DISTINCT FROM s.epoch AND NOT pg_visible_in_snapshot(m.accepted_by, s.since) OFFSET 0)
     LIMIT 1) claimed ON true`
 const CLAIMED_MS = `CASE WHEN in_flight_epoch IS NOT NULL THEN ${RECEIVED_MS} END`
 const RETURNED = `seq, ${CLAIMED_MS} AS received_ms, connection_id, idempotency_key`

@@ -19,6 +19,20 @@ export const AVAILABLE = `m.connection_id = $1 AND now() - m.accepted_at < $3::i
 /** Milliseconds since the epoch, because parsing a timestamptz in Node costs more than the rest of the row. */
 export const RECEIVED_MS = `(extract(epoch FROM coalesce(received_at, accepted_at)) * 1000)::float8`
 
+/**
+ * The row of `alias` that a row of `of` names by the connection and `column`, each looked up in the primary key. Neither condition is a plain "=",
+ * with which Postgres may also begin at the other end: it read all that there is, of all queues, when it believed that it is little (IS_PICKED).
+ */
+export const isRowOf = (alias: string, of: string, column: string) =>
+  `${alias}.connection_id = ANY (ARRAY[${of}.connection_id]) AND ${alias}.${column} BETWEEN ${of}.${column} AND ${of}.${column}`
+
+/**
+ * The messages of $1 that `picked` names. Also between the first and the last of them, because what Postgres makes of a list depends on how
+ * many messages it believes there are: in a table that was nearly empty when it was vacuumed it read the whole queue, and compared.
+ */
+export const IS_PICKED = `m.connection_id = $1 AND m.seq = ANY (ARRAY (SELECT seq FROM picked))
+    AND m.seq BETWEEN (SELECT min(seq) FROM picked) AND (SELECT max(seq) FROM picked)`
+
 export const BY_SEQ = `WINDOW by_seq AS (ORDER BY seq ROWS UNBOUNDED PRECEDING)`
 
 /** How long the key of a removed message is remembered. Longer than any client repeats one call. */

@@ -161,6 +161,7 @@ export function createPostgresAdministration({ pool }: { pool: Pool }): Administ
               WINDOW by_seq AS (ORDER BY seq ROWS UNBOUNDED PRECEDING)) h
             WHERE place = 1 OR running_bytes <= ${PURGE_BYTES})
           DELETE FROM ${m} WHERE ${m.connectionId} = ${selection.connectionId} AND ${m.seq} = ANY (ARRAY (SELECT seq FROM picked))
+            AND ${m.seq} BETWEEN (SELECT min(seq) FROM picked) AND (SELECT max(seq) FROM picked)
           RETURNING ${m.seq} AS seq, ${m.tag} AS tag, ${m.payloadBytes} AS bytes`),
       )
       return { ids: rows.map(({ seq, tag }) => formatId(seq, tag)), bytes: rows.reduce((bytes, row) => bytes + row.bytes, 0) }

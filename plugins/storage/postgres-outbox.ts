@@ -61,10 +61,10 @@ export const outboxStatements = {
     text: `SELECT o.token_hash, reason.connection_id, reason.to_seq
   FROM push_outbox o CROSS JOIN LATERAL (
     SELECT o.owed_since < coalesce(o.window_until, '-infinity') AND EXISTS (
-      SELECT FROM queued_messages m WHERE m.connection_id = o.sent_connection_id AND m.seq = o.sent_seq) AS is_covered) w CROSS JOIN LATERAL (
+      SELECT FROM queued_messages m WHERE m.connection_id = o.sent_connection_id AND m.seq = o.sent_seq OFFSET 0) AS is_covered) w CROSS JOIN LATERAL (
     SELECT r.connection_id, r.to_seq FROM push_reasons r CROSS JOIN LATERAL (SELECT ${isLive('r')} AS is_live) l
     WHERE r.token_hash = o.token_hash AND r.claim = $2 AND (r.despite_live OR NOT l.is_live) AND EXISTS (
-      SELECT FROM queued_messages m WHERE m.connection_id = r.connection_id AND m.seq >= r.from_seq AND (NOT l.is_live OR m.deliveries > 1))
+      SELECT FROM queued_messages m WHERE m.connection_id = r.connection_id AND m.seq >= r.from_seq AND (NOT l.is_live OR m.deliveries > 1) OFFSET 0)
       AND (r.reminds OR NOT w.is_covered)
     ORDER BY r.to_seq DESC NULLS LAST LIMIT 1) reason
   WHERE o.token_hash = ANY ($1::text[]) AND o.claim = $2`,

@@ -108,10 +108,12 @@ const renew = {
 
 const waiting = {
   name: 'waiting',
-  // Uses live_sessions_instance_id and, for each session, the primary key of queued_messages from its since_seq on.
+  // Uses live_sessions_instance_id and, for each session, the primary key of queued_messages from its since_seq on; OFFSET 0 keeps
+  // Postgres from making a join of it, for which it may read whole queues.
   text: `SELECT s.connection_id, s.epoch FROM live_sessions s WHERE s.instance_id = $1 AND EXISTS (
     SELECT FROM queued_messages m WHERE m.connection_id = s.connection_id AND m.seq > s.since_seq
-      AND NOT pg_visible_in_snapshot(m.accepted_by, s.since) AND ${deliverable('s.epoch', '$2::int')})`,
+      AND NOT pg_visible_in_snapshot(m.accepted_by, s.since) AND ${deliverable('s.epoch', '$2::int')}
+    OFFSET 0)`,
 }
 
 /** Whether a session counts, where live_sessions is joined with instances: its own time, or the lease of its instance. */

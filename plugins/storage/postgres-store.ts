@@ -5,6 +5,8 @@ import { createCoalescer } from './coalesce.js'
 import {
   AVAILABLE,
   BY_SEQ,
+  IS_PICKED,
+  isRowOf,
   KEYS_REMEMBERED_S,
   LIVE_EPOCH,
   RECEIVED_MS,
@@ -22,7 +24,7 @@ import { createTallies, tallyOf, tallyStatements } from './tallies.js'
 /*
  * Every statement below is keyed by connection_id ($1) and reads the primary key (connection_id, seq), so that its cost
  * depends neither on other queues nor, up to its limit, on the depth of this one. test/plans.test.ts reads the plans.
- * Rows are picked in a CTE and named again as `seq = ANY (ARRAY (...))`: with a join the planner may read the whole queue.
+ * Rows are picked in a CTE and named again as IS_PICKED: with a join the planner may read the whole queue.
  */
 
 /** In vain. Then a message is left to take. */
@@ -65,7 +67,7 @@ const statements = {
     name: 'remove',
     text: `WITH gone AS (
     DELETE FROM queued_messages m USING unnest($1::text[], $2::bigint[], $3::int[]) AS u (connection_id, seq, tag)
-    WHERE m.connection_id = u.connection_id AND m.seq = u.seq AND m.tag = u.tag
+    WHERE ${isRowOf('m', 'u', 'seq')} AND m.tag = u.tag
     RETURNING ${REMOVED})
   ${REMEMBER}`,
   },
@@ -104,7 +106,7 @@ const statements = {
   claimed AS (
     UPDATE queued_messages m
     SET in_flight_epoch = $2, in_flight_until = now() + $7::int * interval '1 ms', in_flight_taken = false, deliveries = m.deliveries + 1
-    WHERE m.connection_id = $1 AND m.seq = ANY (ARRAY (SELECT seq FROM picked))
+    WHERE ${IS_PICKED}
     RETURNING m.seq, m.tag, ${RECEIVED_MS} AS received_ms, m.payload, m.payload_bytes, m.deliveries)
   SELECT EXISTS (SELECT FROM session), EXISTS (SELECT FROM live_sessions WHERE connection_id = $1), (SELECT count(*) FROM head) > (SELECT count(*) FROM picked),
     c.seq, c.tag, c.received_ms, c.payload, c.payload_bytes, c.deliveries
@@ -117,7 +119,7 @@ const statements = {
     text: `WITH old AS (
     SELECT connection_id, seq FROM queued_messages WHERE accepted_at <= now() - $1::interval
     ORDER BY accepted_at LIMIT $2 FOR UPDATE SKIP LOCKED)
-  DELETE FROM queued_messages m USING old WHERE m.connection_id = old.connection_id AND m.seq = old.seq RETURNING 1`,
+  DELETE FROM queued_messages m USING old WHERE ${isRowOf('m', 'old', 'seq')} RETURNING 1`,
   },
 
   // Uses removed_keys_removed_at.
@@ -126,7 +128,7 @@ const statements = {
     text: `DELETE FROM removed_keys k USING (
     SELECT connection_id, idempotency_key FROM removed_keys WHERE removed_at <= now() - interval '${KEYS_REMEMBERED_S} seconds'
     ORDER BY removed_at LIMIT $1 FOR UPDATE SKIP LOCKED) old
-  WHERE k.connection_id = old.connection_id AND k.idempotency_key = old.idempotency_key RETURNING 1`,
+  WHERE ${isRowOf('k', 'old', 'idempotency_key')} RETURNING 1`,
   },
 
   // Of nobody, for no connectionId is empty: it fails like any other call where the table is locked, lost or read-only, and writes nothing.

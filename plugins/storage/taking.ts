@@ -4,6 +4,7 @@ import { createCoalescer } from './coalesce.js'
 import {
   AVAILABLE,
   BY_SEQ,
+  IS_PICKED,
   LIVE_EPOCH,
   liveEpoch,
   RECEIVED_MS,
@@ -60,7 +61,7 @@ export const takeStatements = {
     text: `WITH live AS MATERIALIZED (SELECT (${LIVE_EPOCH}) AS epoch), ${LOCKED_HEAD}, ${PICKED}
   UPDATE queued_messages m SET in_flight_epoch = (SELECT epoch FROM live), in_flight_until = now() + $6::int * interval '1 ms',
     in_flight_taken = (SELECT epoch FROM live) IS NOT NULL -- the session may have ended since take looked
-  WHERE m.connection_id = $1 AND m.seq = ANY (ARRAY (SELECT seq FROM picked))
+  WHERE ${IS_PICKED}
   RETURNING m.seq, m.tag, ${RECEIVED_MS}, m.payload`,
   },
 
@@ -71,7 +72,7 @@ export const takeStatements = {
     name: 'take_deleted',
     text: `WITH live AS MATERIALIZED (SELECT (${LIVE_EPOCH}) AS epoch), ${LOCKED_HEAD}, ${PICKED},
   gone AS (
-    DELETE FROM queued_messages m WHERE m.connection_id = $1 AND m.seq = ANY (ARRAY (SELECT seq FROM picked))
+    DELETE FROM queued_messages m WHERE ${IS_PICKED}
     RETURNING ${REMOVED}, m.payload, m.received_at, m.accepted_at),
   ${REMEMBERED}
   SELECT m.seq, m.tag, ${RECEIVED_MS}, m.payload FROM gone m`,
