@@ -1,6 +1,7 @@
 import Fastify from 'fastify'
 import pg from 'pg'
 import t, { type Test } from 'tap'
+import { addStatement, type Asked, type Parameter } from '../plugins/storage/add-statements.js'
 import storage from '../plugins/storage/index.js'
 import { formatId } from '../plugins/storage/message-id.js'
 import { createPostgresAdministration } from '../plugins/storage/postgres-administration.js'
@@ -163,60 +164,40 @@ function queueCases(): Case[] {
   )
   all.push({ title: 'by key', text: statements.byKey.text, values: [DEEP, 'key 500000', '{}'], rows: 1, reads: 1 })
 
-  const added = (connections: string[], keys: (string | null)[], epoch: number | null = null) => [
-    connections,
-    connections.map(() => `{"${DID}"}`),
-    connections.map(() => 2),
-    connections.map(() => null),
-    keys,
-    connections.map(() => epoch),
-    connections.map(() => MESSAGES),
-    0,
-    30_000,
-  ]
   const news = Array.from({ length: 50 }, (_, i) => (i % 2 ? DEEP : SHALLOW))
-  const payloads = news.map(() => '{}')
-  const keys = news.map((_, i) => (i % 2 ? `key ${i * 1_000 + 10}` : `new ${i}`)) // half of them are there
-  all.push({ title: 'add of 50', text: statements.add.text, values: [...added(news, Array(50).fill(null)), payloads], rows: 50, reads: 0 })
-  const unbounded = [news.map(() => null), 0]
-  all.push({
-    title: 'add of 50 with keys',
-    text: statements.addUnless.text,
-    values: [...added(news, keys), ...unbounded, payloads],
-    rows: 25,
-    reads: 25,
-  })
-  all.push({
-    title: 'add of 50 to where few wait, half of them to a deep queue',
-    text: statements.addUnless.text,
-    values: [...added(news, Array(50).fill(null)), news.map(() => 1_000_000), SHALLOW_MESSAGES, payloads],
-    rows: 25,
-    reads: 25 * (2 * SHALLOW_MESSAGES + 1),
-  })
-  all.push({
-    title: 'add of 50, claiming',
-    text: statements.add.text,
-    values: [...added(news, Array(50).fill(null), EPOCH), payloads],
-    given: LIVE(DEEP, 0),
-    rows: 50,
-    reads: 0,
-  })
   const wakings = news.map((_, i) => (i % 2 ? `hash ${i}` : null))
-  const tokens = [wakings, news.map(() => 'fcm'), news.map(() => ''), wakings]
-  all.push({
-    title: 'add of 50, owing pushes',
-    text: statements.addPushing.text,
-    values: [...added(news, Array(50).fill(null)), ...tokens, payloads],
-    rows: 50,
-    reads: 0,
-  })
-  all.push({
-    title: 'add of 50 with keys, owing pushes',
-    text: statements.addUnlessPushing.text,
-    values: [...added(news, keys), ...unbounded, ...tokens, payloads],
-    rows: 25,
-    reads: 25,
-  })
+  const given: Record<Parameter, Value | Value[]> = {
+    tag: 0,
+    lease_ms: 30_000,
+    at_most_messages: SHALLOW_MESSAGES,
+    connection_id: news,
+    dids: news.map(() => `{"${DID}"}`),
+    bytes: news.map(() => 2),
+    received_at: news.map(() => null),
+    idempotency_key: news.map((_, i) => (i % 2 ? `key ${i * 1_000 + 10}` : `new ${i}`)), // half of them are there
+    epoch: news.map(() => EPOCH),
+    after_seq: news.map(() => MESSAGES),
+    at_most_bytes: news.map(() => 1_000_000),
+    token_hash: wakings,
+    type: news.map(() => 'fcm'),
+    project: news.map(() => ''),
+    token: wakings,
+    payload: news.map(() => '{}'),
+  }
+  const nothing = { times: false, keys: false, claims: false, bounds: false, pushes: false }
+  const addOf50 = (title: string, asked: Partial<Asked>, expected: Pick<Case, 'rows' | 'reads' | 'given'>) => {
+    const { text, parameters } = addStatement({ ...nothing, ...asked })
+    all.push({ title: `add of 50${title}`, text, values: parameters.map((parameter) => given[parameter]), ...expected })
+  }
+  addOf50('', {}, { rows: 50, reads: 0 })
+  addOf50(' with keys', { keys: true }, { rows: 25, reads: 25 })
+  const readByBounds = 25 * (2 * SHALLOW_MESSAGES + 1)
+  addOf50(' to where few wait, half of them to a deep queue', { bounds: true }, { rows: 25, reads: readByBounds })
+  addOf50(', claiming', { claims: true }, { rows: 50, reads: 0, given: LIVE(DEEP, 0) })
+  addOf50(', owing pushes', { pushes: true }, { rows: 50, reads: 0 })
+  addOf50(' with keys, owing pushes', { keys: true, pushes: true }, { rows: 25, reads: 25 })
+  const everything = { times: true, keys: true, claims: true, bounds: true, pushes: true }
+  addOf50(' with all there is', everything, { rows: 25, reads: 25 + readByBounds, given: LIVE(DEEP, 0) })
   all.push({ title: 'forget 1,000 keys', text: statements.forget.text, values: [1_000], rows: 1_000, reads: 0 })
   const acked = [DEEP, SHALLOW].flatMap((queue) => seqsOf(queue, 10).map((seq) => ({ queue, seq })))
   all.push({
