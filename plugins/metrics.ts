@@ -1,6 +1,7 @@
 import fp from 'fastify-plugin'
-import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
+import { collectDefaultMetrics, Counter, Gauge, Registry } from 'prom-client'
 import type { ErrorName } from '../src/errors.js'
+import { createHistogram } from './histogram.js'
 
 /**
  * What Prometheus is told. A label is a name out of this repository (a method, an outcome), never a connectionId, a DID, a token or
@@ -11,7 +12,7 @@ import type { ErrorName } from '../src/errors.js'
  */
 export interface Metrics {
   readonly registry: Registry
-  /** On the path of every call: 0.3 µs. */
+  /** On the path of every call. */
   observeCall(method: string, outcome: 'ok' | ErrorName, ms: number): void
   readonly messagesExpired: Counter
   text(): Promise<string>
@@ -49,14 +50,12 @@ export default fp(
     const registers = [registry]
     collectDefaultMetrics({ register: registry }) // the process: CPU, memory, file descriptors, event loop lag, garbage collection
 
-    const duration = new Histogram({
+    const seriesOf = createHistogram<'method' | 'outcome'>(registry, {
       name: 'mpr_call_duration_seconds',
       help: 'Calls by method and outcome: ok, or the code of the error',
-      labelNames: ['method', 'outcome'] as const,
       buckets: LATENCY_BUCKETS_S,
-      registers,
     })
-    const children = new Map<string, Map<string, { observe(seconds: number): void }>>()
+    const series = new Map<string, Map<string, (seconds: number) => void>>()
     const messagesExpired = new Counter({
       name: 'mpr_messages_expired_total',
       help: 'Messages past their time that were deleted',
@@ -116,12 +115,11 @@ export default fp(
     app.addHook('onClose', async () => registry.clear())
 
     function observeCall(method: string, outcome: 'ok' | ErrorName, ms: number): void {
-      // Finding the child by its labels costs more than observing.
-      let outcomes = children.get(method)
-      if (!outcomes) children.set(method, (outcomes = new Map<string, { observe(seconds: number): void }>()))
-      let child = outcomes.get(outcome)
-      if (!child) outcomes.set(outcome, (child = duration.labels(method, outcome)))
-      child.observe(ms / 1_000)
+      let ofMethod = series.get(method)
+      if (!ofMethod) series.set(method, (ofMethod = new Map<string, (seconds: number) => void>()))
+      let observe = ofMethod.get(outcome)
+      if (!observe) ofMethod.set(outcome, (observe = seriesOf({ method, outcome })))
+      observe(ms / 1_000)
       if (outcome === 'quota_exceeded') quotaRefusals.inc()
     }
 

@@ -2,7 +2,9 @@ import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import pg from 'pg'
+import { Histogram, Registry } from 'prom-client'
 import t from 'tap'
+import { createHistogram } from '../plugins/histogram.js'
 import { DID, message, newConnectionId, startService, type Service } from './helpers/service.js'
 
 const ops = (file: string) => readFileSync(new URL(`../ops/${file}`, import.meta.url), 'utf8')
@@ -42,6 +44,27 @@ t.test('calls are counted by method and outcome, over both transports, with thei
   t.equal(value(text, 'mpr_calls_in_flight'), 0)
   t.equal(value(text, 'mpr_store_up'), 1)
   t.equal(value(text, 'mpr_pubsub_up'), 1)
+})
+
+t.test('a histogram says what that of prom-client says', async (t) => {
+  const options = { name: 'call_seconds', help: 'Calls', buckets: [0.001, 0.01, 0.1, 1.5] }
+  const [ours, theirs] = [new Registry(), new Registry()]
+  const seriesOf = createHistogram<'method' | 'outcome'>(ours, options)
+  const reference = new Histogram({ ...options, labelNames: ['method', 'outcome'], registers: [theirs] })
+  for (const labels of [
+    { method: 'addMessage', outcome: 'ok' },
+    { method: 'addMessage', outcome: 'a "quoted"\\ one' },
+    { method: 'takeFromQueue', outcome: 'ok' },
+  ]) {
+    const observe = seriesOf(labels)
+    for (const value of [0, ...options.buckets, 0.0011, 0.5, 2, 1e9]) {
+      observe(value)
+      reference.observe(labels, value)
+    }
+  }
+  t.equal(await ours.metrics(), await theirs.metrics())
+  ours.resetMetrics()
+  t.equal(value(await ours.metrics(), 'call_seconds_count{method="takeFromQueue",outcome="ok"}'), 0)
 })
 
 t.test('what is delivered again because its lease ran out is counted, and a first delivery is not', async (t) => {
