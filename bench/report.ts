@@ -131,6 +131,8 @@ altered, or that nobody added, fails the run. Scenarios and their questions: [be
 ${markdown(goalsTable(results))}
 
 CPU is that of the service and Postgres for each message. \`floor\` is a bare @fastify/websocket handler that parses the same addMessage frames and answers.
+Three rounds on a machine that others use too do not decide a narrow goal; what more rounds and other days say is in
+[decisions/0008](decisions/0008-where-the-microseconds-go.md), “How sure the goals are”.
 
 ## Latency against load
 
