@@ -84,8 +84,9 @@ export function createCalls<Name extends string>(
           admit(caller)
           params = bind(check, input, payload)
         } catch (error) {
-          observe?.(name, toCallError(error).code, performance.now() - startedAt)
-          return Promise.reject(error)
+          const refusal = toCallError(error)
+          observe?.(name, refusal.code, performance.now() - startedAt)
+          return Promise.reject(refusal)
         }
         // One promise, and not async functions within each other: it is on the path of every call, docs/decisions/0008.
         inFlight++
