@@ -15,15 +15,16 @@ export interface HistogramOptions {
  */
 export function createHistogram<Label extends string>(registry: Registry, { name, help, buckets }: HistogramOptions) {
   const all: { labels: Record<Label, string>; counts: number[]; sum: number }[] = []
+  const described = { name, help, type: 'histogram', aggregator: 'sum' }
   const metric = {
-    ...{ name, help, type: 'histogram', aggregator: 'sum' },
+    ...described,
     reset() {
       for (const series of all) {
         series.counts.fill(0)
         series.sum = 0
       }
     },
-    get: () => Promise.resolve({ name, help, type: 'histogram', aggregator: 'sum', values: all.flatMap(valuesOf) }),
+    get: () => Promise.resolve({ ...described, values: all.flatMap(valuesOf) }),
   }
   registry.registerMetric(metric as unknown as Histogram)
 

@@ -4,7 +4,7 @@ import type { Statement } from './query.js'
 
 /*
  * The text of an insert is put together from what its batch asks for. Most messages ask for nothing, and what is asked of no row still costs
- * a lone one a quarter of its time in Postgres. docs/decisions/0008
+ * a lone one a seventh of its time in Postgres. docs/decisions/0008
  */
 
 /** What at least one message of a batch asks for, besides being stored. */

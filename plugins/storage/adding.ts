@@ -15,15 +15,13 @@ import { isRefusedValue, type Query, type Statement } from './query.js'
  * A message that this process can deliver itself is marked as pushed by the insert, so that no `claim` has to read and write it again.
  */
 
-export const byKeyStatement = {
-  byKey: {
-    name: 'by_key',
-    text: `SELECT seq, tag FROM (
+export const byKey: Statement = {
+  name: 'by_key',
+  text: `SELECT seq, tag FROM (
     SELECT seq, tag, 1 AS place FROM removed_keys
     WHERE connection_id = $1 AND idempotency_key = $2 AND payload_hash = hashtextextended($3, 0)
     UNION ALL SELECT seq, tag, 2 FROM queued_messages WHERE connection_id = $1 AND idempotency_key = $2) known ORDER BY place LIMIT 1`,
-  },
-} satisfies Record<string, Statement>
+}
 
 // A batch is bounded so that one of large payloads neither stalls the event loop nor runs into statement_timeout.
 const BATCH = { lanes: 2, maxItems: 200, maxBytes: 1024 * 1024, maxWaitingBytes: 256 * 1024 * 1024, maxWaitMs: 1_000 }
@@ -121,7 +119,7 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
 
   async function idOfKey({ connectionId, idempotencyKey, payload }: NewMessage): Promise<string | undefined> {
     if (idempotencyKey === undefined) return undefined
-    const [first] = await query<[string, number]>(byKeyStatement.byKey, [connectionId, idempotencyKey, payload])
+    const [first] = await query<[string, number]>(byKey, [connectionId, idempotencyKey, payload])
     return first && formatId(...first)
   }
 

@@ -20,10 +20,10 @@ export function hashOf({ type, project = '', token }: PushToken): string {
  */
 export const afterSessionMs = (windowMs: number): number => Math.max(windowMs, 1_500)
 
-/** Whether the connection of the row `alias` has a live session. Uses live_sessions_pkey and instances_pkey. */
+/** Whether the connection of the row `alias` has a live session. Uses live_sessions_pkey and instances_pkey; OFFSET 0: docs/decisions/0024. */
 export const isLive = (alias: string) => `EXISTS (
     SELECT FROM live_sessions s LEFT JOIN instances i ON i.instance_id = s.instance_id
-    WHERE s.connection_id = ${alias}.connection_id AND (s.expires_at > now() OR i.lease_until > now()))`
+    WHERE s.connection_id = ${alias}.connection_id AND (s.expires_at > now() OR i.lease_until > now()) OFFSET 0)`
 
 /**
  * Writes what `fresh` (token_hash, type, project, token, connection_id, from_seq) owes from `notBefore` on. The row of a token is locked even

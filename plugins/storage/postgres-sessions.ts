@@ -4,6 +4,7 @@ import { drizzle } from 'drizzle-orm/node-postgres'
 import type { Pool } from 'pg'
 import { instances, liveSessions } from '../../drizzle/schema.js'
 import type { SessionDirectory } from '../../src/ports.js'
+import { isRowOf } from './fragments.js'
 import { afterSessionMs, owedBySessions } from './owing.js'
 import { deliverable } from './postgres-store.js'
 import { attempt, type Query, type Statement } from './query.js'
@@ -58,7 +59,7 @@ const ending = ({ windowMs }: { windowMs?: number }) => {
       'close_sessions',
       `ended AS (
     DELETE FROM live_sessions s USING unnest($1::text[], $2::bigint[]) AS gone (connection_id, epoch)
-    WHERE s.connection_id = gone.connection_id AND s.epoch = gone.epoch RETURNING s.connection_id)`,
+    WHERE ${isRowOf('s', 'gone', 'epoch')} RETURNING s.connection_id)`,
       'SELECT FROM ended',
     ),
     // Uses live_sessions_instance_id.

@@ -1,5 +1,5 @@
 import type { DeliverableMessage, MessageStore } from '../../src/ports.js'
-import { byKeyStatement, createAdding } from './adding.js'
+import { byKey, createAdding } from './adding.js'
 import { bigintArray, intArray, textArray } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
 import {
@@ -42,7 +42,7 @@ export const deliverable = (epoch: string, leaseMs: string) => `(m.deliveries < 
 const NEVER_SENT = `($8::bigint[] IS NOT NULL AND m.in_flight_epoch = $2 AND NOT m.in_flight_taken AND m.deliveries = 1 AND m.seq <> ALL ($8))`
 
 const statements = {
-  ...byKeyStatement,
+  byKey,
   ...takeStatements,
   ...tallyStatements,
 
