@@ -20,7 +20,7 @@ const LOCKED_MS = FULL ? 30_000 : 5_000
 const ROUNDS = FULL ? 30 : 5
 const AT_ONCE = 10
 const QUOTA = 30
-/** Whoever waits is looked after when Postgres answers again, and every 5 s. */
+/** Its recovery, and whoever waits is looked after every second then. */
 const SEEN_TO_MS = 7_000
 
 async function untilAdds(client: Client, withinMs: number): Promise<number> {
