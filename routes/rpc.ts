@@ -7,10 +7,10 @@ import { createIntake } from '../src/intake.js'
 import { createJsonRpc, failure, type Method } from '../src/jsonrpc.js'
 import type { Socket } from '../src/delivery.js'
 import { createOpenRpc } from '../src/openrpc.js'
+import { textFrame } from '../src/text-frame.js'
 import { createWireMethods } from '../src/wire-methods.js'
 
 const SERVICE_RESTART = 1012
-const TEXT_FRAME = { binary: false }
 // A socket that has this much unsent makes no more calls until it has read some.
 const MAX_BUFFERED_BYTES = 1024 * 1024
 // With less than this unsent, or a larger answer, it is not waited for that an answer leaves: the callback would cost more than the
@@ -81,12 +81,13 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
 
     /** What is sent in one turn of the event loop, a batch of answers mostly, leaves in one system call. */
     function send(text: string, onSent?: () => void): void {
+      if (!socket.isOpen) return onSent && process.nextTick(onSent)
       if (!isCorked) {
         isCorked = true
         wire.cork()
         process.nextTick(uncork)
       }
-      webSocket.send(Buffer.from(text), TEXT_FRAME, onSent)
+      wire.write(textFrame(text), onSent)
     }
 
     function uncork(): void {

@@ -111,7 +111,8 @@ export function createDelivery({ store, now, leaseMs, isOpen, onOver, announce, 
     recipient.offers++
     recipient.offeredBytes += payloadBytes
     try {
-      const added = await add({ ...message, claimFor: { epoch: recipient.epoch, after: recipient.lastId, leaseMs } })
+      message.claimFor = { epoch: recipient.epoch, after: recipient.lastId, leaseMs }
+      const added = await add(message)
       if (!added.claimed || !isOpen(recipient)) {
         announce(connectionId) // for a session that is newer than ours it is not in flight
       } else {

@@ -2,7 +2,7 @@ import type { Limits, OperationName, Params, Result } from './contract.js'
 import { CallError } from './errors.js'
 import type { Socket } from './delivery.js'
 import type { LiveSessions } from './live-sessions.js'
-import type { MessageStore, PushOutbox } from './ports.js'
+import type { MessageStore, NewMessage, PushOutbox } from './ports.js'
 import type { Push } from './push.js'
 import type { createQuota } from './quota.js'
 
@@ -48,9 +48,20 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
         )
       }
       const pushToken = push?.usable(pushNotificationToken ?? (token === undefined ? undefined : { type: 'fcm', token }))
-      const message = { connectionId, recipientDids, payload, payloadBytes, receivedAt, idempotencyKey, pushToken }
+      // Always the same properties: V8 makes a new hidden class of each spread one, and all code that reads a message is slow from then on.
+      const messageFor = (ifAtMost?: NewMessage['ifAtMost']): NewMessage => ({
+        connectionId,
+        recipientDids,
+        payload,
+        payloadBytes,
+        receivedAt,
+        idempotencyKey,
+        pushToken,
+        claimFor: undefined,
+        ifAtMost,
+      })
       return quota
-        .run(connectionId, payloadBytes, (ifAtMost) => liveSessions.adding(ifAtMost ? { ...message, ifAtMost } : message, store.add))
+        .run(connectionId, payloadBytes, (ifAtMost) => liveSessions.adding(messageFor(ifAtMost), store.add))
         .then(
           (added) => {
             push?.added(connectionId, socket, pushToken, added.push)
@@ -59,7 +70,7 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
           async (error: unknown) => {
             // Repeated because its answer was lost: it takes no more room.
             const isFull = error instanceof CallError && error.code === 'quota_exceeded'
-            const first = isFull ? await store.idOfKey(message) : undefined
+            const first = isFull ? await store.idOfKey(messageFor()) : undefined
             if (first === undefined) throw error
             return first
           },
