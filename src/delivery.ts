@@ -55,10 +55,18 @@ export interface Recipient {
   delivering: boolean
 }
 
-/** Nothing was sent yet. */
-export function newRecipient(who: Pick<Recipient, 'connectionId' | 'epoch' | 'socket' | 'wanted'>): Recipient {
+/** Nothing was sent yet. Not by spreading: V8 would make a hidden class for each recipient. */
+export function newRecipient({
+  connectionId,
+  epoch,
+  socket,
+  wanted,
+}: Pick<Recipient, 'connectionId' | 'epoch' | 'socket' | 'wanted'>): Recipient {
   return {
-    ...who,
+    connectionId,
+    epoch,
+    socket,
+    wanted,
     window: new Map(),
     windowBytes: 0,
     lastId: undefined,

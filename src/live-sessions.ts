@@ -88,7 +88,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
       else opening.delete(connectionId)
     }
     const { epoch, former } = answer
-    const session: Session = { ...newRecipient({ connectionId, epoch, socket, wanted: arrived }), sessionId, unsubscribe }
+    const session: Session = Object.assign(newRecipient({ connectionId, epoch, socket, wanted: arrived }), { sessionId, unsubscribe })
     // The owner on another instance learns of it by looking, even when we do not stay.
     if (former?.instanceId && former.instanceId !== directory.instanceId) pubsub.publish(connectionId)
     if (!socket.isOpen) {

@@ -123,8 +123,9 @@ export const one: Group = {
               connections: size.connections,
               payloadBytes: PAYLOAD_BYTES,
             }
+            await tableInUse()
             await generator.do('openMailboxes', mailboxes)
-            const full = await place.measured(services, () => generator.do('day', { inFlight: IN_FLIGHT, messages: size.messages / 2 }))
+            const full = await place.measured(services, () => generator.do('day', { inFlight: IN_FLIGHT, messages: size.messages }))
             const calm = await place.measured(services, () => generator.do('day', fixed(size)))
             await generator.do('closeMailboxes', undefined)
             await mustBeEmpty(place, full.result.refused + calm.result.refused)

@@ -234,12 +234,13 @@ export function createPostgresStore({ query, messageTtlSeconds, pushes, tallyWor
   }
 
   async function removeBatch(removals: Removal[]): Promise<undefined[]> {
-    const gone = removals.flatMap(({ connectionId, ids }) =>
-      ids.flatMap((id) => {
+    const gone: { connectionId: string; seq: string; tag: number }[] = []
+    for (const { connectionId, ids } of removals) {
+      for (const id of ids) {
         const known = parseId(id)
-        return known ? [{ connectionId, ...known }] : []
-      }),
-    )
+        if (known) gone.push({ connectionId, seq: known.seq, tag: known.tag })
+      }
+    }
     gone.sort((a, b) => (a.connectionId < b.connectionId ? -1 : a.connectionId > b.connectionId ? 1 : Number(a.seq) - Number(b.seq)))
     if (gone.length > 0)
       await query(statements.remove, [
