@@ -119,6 +119,7 @@ export function createDelivery({ store, now, leaseMs, isOpen, onOver, announce, 
     recipient.offers++
     recipient.offeredBytes += payloadBytes
     try {
+      // Set and not spread, for the hidden class (pickup.ts): the message is that of this add alone.
       message.claimFor = { epoch: recipient.epoch, after: recipient.lastId, leaseMs }
       const added = await add(message)
       if (!added.claimed || !isOpen(recipient)) {

@@ -20,7 +20,7 @@ const LOCKED_MS = FULL ? 30_000 : 5_000
 const ROUNDS = FULL ? 30 : 5
 const AT_ONCE = 10
 const QUOTA = 30
-/** Its recovery, which took 2.6 s on a slow machine, and then whoever waits is looked after, every 5 s. */
+/** Its recovery, and then whoever waits is looked after, every 5 s. With DOWN_MS that was 10.6 s once, on a slow machine. */
 const SEEN_TO_MS = 10_000
 
 async function untilAdds(client: Client, withinMs: number): Promise<number> {
