@@ -4,7 +4,7 @@ import type { Socket } from './delivery.js'
 import type { LiveSessions } from './live-sessions.js'
 import type { MessageStore, NewMessage, PushOutbox } from './ports.js'
 import type { Push } from './push.js'
-import type { createQuota } from './quota.js'
+import { isQuotaExceeded, type createQuota } from './quota.js'
 
 /** Who calls. A socket can be delivered to; a REST request has none. */
 export interface Caller {
@@ -69,8 +69,7 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
           },
           async (error: unknown) => {
             // Repeated because its answer was lost: it takes no more room.
-            const isFull = error instanceof CallError && error.code === 'quota_exceeded'
-            const first = isFull ? await store.idOfKey(messageFor()) : undefined
+            const first = isQuotaExceeded(error) ? await store.idOfKey(messageFor()) : undefined
             if (first === undefined) throw error
             return first
           },

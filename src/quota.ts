@@ -21,6 +21,9 @@ const FEW_MESSAGES = 32
 // A quota that is not several times as much is always counted, and so is one that a single message takes a large part of.
 const FEW_OF = 4
 
+/** That a queue is full, or was fuller than an add allowed for. */
+export const isQuotaExceeded = (error: unknown): boolean => error instanceof CallError && error.code === 'quota_exceeded'
+
 interface Room {
   messages: number
   bytes: number
@@ -38,7 +41,7 @@ interface Known {
   pendingMessages: number
   pendingBytes: number
   last: Promise<unknown> | undefined
-  /** A count, or a first add, which tells no more than that few wait. */
+  /** A count, or a first add, which counts only when more than a few wait. */
   look: Promise<Room | undefined> | undefined
   /** Calls that look, or wait for one that does, and hold this object. */
   users: number
@@ -77,12 +80,12 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
       // While somebody looks nobody overtakes the one who waits for it: the adds of a connection keep their order.
       while (known.look || !spend(known, bytes)) {
         const { look, last } = known
-        if (!look && !last && mayBeFew(known, bytes)) {
-          const first = await addToFew(known, bytes, add)
-          if (first) return first.added
-        }
+        const first = look || last || !mayBeFew(known, bytes) ? undefined : addToFew(connectionId, known, bytes, add)
         const free = await (known.look ?? count(connectionId, known, bytes))
-        if (!free) continue
+        if (!free) {
+          if (first) return await first
+          continue
+        }
         const full = free.messages < 1 ? refuse('messages', maxMessages) : free.bytes < bytes ? refuse('bytes', maxBytes) : undefined
         if (!full) continue
         if (!last) throw full
@@ -144,23 +147,22 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
     return isFew && maxMessages >= FEW_OF * few.messages && bytes <= few.bytes
   }
 
-  /** @returns undefined when more than a few wait, and it was not added */
-  async function addToFew<T>(known: Known, bytes: number, add: (ifAtMost: Room) => Promise<T>): Promise<{ added: T } | undefined> {
+  /**
+   * Whoever comes meanwhile waits for what it brings: nothing to say (undefined) when it was stored or failed, and a count when it was not
+   * stored because more than a few wait. That count is part of the look: whoever came after would otherwise look first, and find the same.
+   */
+  function addToFew<T>(connectionId: string, known: Known, bytes: number, add: (ifAtMost: Room) => Promise<T>): Promise<T> {
     const adding = add(few)
-    // In one step, so that this call goes on before those that wait for it.
-    known.look = adding.then(
-      () => {
-        allow(known, { messages: maxMessages - few.messages - 1, bytes: maxBytes - few.bytes - bytes }, bytes, true)
-        return (known.look = undefined)
-      },
-      () => (known.look = undefined),
-    )
-    try {
-      return { added: await adding }
-    } catch (error) {
-      if (error instanceof CallError && error.code === 'quota_exceeded') return undefined
-      throw error
-    }
+    known.look = adding
+      .then(
+        () => {
+          allow(known, { messages: maxMessages - few.messages - 1, bytes: maxBytes - few.bytes - bytes }, bytes, true)
+          return undefined
+        },
+        (error) => (isQuotaExceeded(error) ? countNow(connectionId, known, bytes) : undefined),
+      )
+      .finally(() => (known.look = undefined))
+    return adding
   }
 
   /** What is free, exactly. Callers that ask while a count runs share it. */

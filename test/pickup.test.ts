@@ -41,6 +41,22 @@ t.test('a queue takes what its quota says, in order, and no message more', async
   t.equal((await add(other, 252)).error!.data.code, 'quota_exceeded')
 })
 
+t.test('an instance that knows nothing of a queue in which more than a few wait adds to it at once, in order', async (t) => {
+  const settings = { DATABASE_URL: await testDatabase(t) }
+  const [first, second] = [await startService(t, settings), await startService(t, settings)]
+  const connectionId = newConnectionId()
+  const client = await first.connect()
+  const add = (from: number, count: number, to: typeof client) =>
+    Promise.all(Array.from({ length: count }, (_, i) => to.call('addMessage', message(connectionId, from + i))))
+  const ids = await add(0, 40, client)
+  ids.push(...(await add(40, 10, await second.connect())))
+  const taken = await client.call('takeFromQueue', { connectionId })
+  t.same(
+    taken.map(({ id }: { id: string }) => id),
+    ids,
+  )
+})
+
 t.test('a repeated idempotencyKey is answered with the first id, also when the queue is full by now', async (t) => {
   const full = await startService(t, { QUOTA_MESSAGES: '1' })
   const client = await full.connect()
