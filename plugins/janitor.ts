@@ -3,6 +3,8 @@ import type { Config } from '../src/config.js'
 
 /** How often leases are renewed and what no hint brought is looked for. */
 const TICK_MS = 5_000
+/** How soon after a failure, its own or that of a delivery: who waits then waits no longer than this once the database answers again. */
+const RETRY_MS = 1_000
 // Expiry is one short transaction a tick, so that leases are renewed in between however much has expired (0.5 ms for a message of
 // 500 KB).
 const EXPIRE_BATCH = 500
@@ -21,12 +23,14 @@ export default fp<{ config: Config }>(
   async (app) => {
     const { push, liveSessions } = app.pickup
     let isDown = false
-    let running: Promise<void> = Promise.resolve()
+    let running: Promise<void> | undefined
+    let turns = 0
     let stopped = false
 
     const timer = setInterval(() => {
-      running = running.then(tick)
-    }, TICK_MS)
+      const isDue = ++turns % (TICK_MS / RETRY_MS) === 0 || isDown || liveSessions.isBehind()
+      if (isDue) running ??= tick().finally(() => (running = undefined))
+    }, RETRY_MS)
     const poll = push && setInterval(push.look, PUSH_POLL_MS)
     app.addHook('preClose', async () => {
       stopped = true
@@ -47,7 +51,7 @@ export default fp<{ config: Config }>(
         if (isDown) app.log.info({}, 'database answers again')
         isDown = false
       } catch (err) {
-        if (!isDown) app.log.error({ err }, 'housekeeping failed, trying again every 5 s')
+        if (!isDown) app.log.error({ err }, 'housekeeping failed, trying again every second')
         isDown = true
       }
     }

@@ -103,7 +103,7 @@ export function createDelivery({ store, now, leaseMs, isOpen, onOver, announce, 
   let failures = 0
   let lastFailure: unknown
 
-  return { canBeOffered, offering, deliver, removed, expire, counts, takeFailures }
+  return { canBeOffered, offering, deliver, removed, expire, counts, hasFailed, takeFailures }
 
   /** Whether an add of so many bytes may claim its message for it. */
   function canBeOffered(recipient: Recipient, bytes: number): boolean {
@@ -231,6 +231,11 @@ export function createDelivery({ store, now, leaseMs, isOpen, onOver, announce, 
   /** For whoever watches the service. */
   function counts(): { rescued: number; leasesExpired: number } {
     return { rescued, leasesExpired }
+  }
+
+  /** Whether a delivery failed since `takeFailures` was asked last. */
+  function hasFailed(): boolean {
+    return failures > 0
   }
 
   /** Deliveries that failed since this was asked last. */

@@ -61,7 +61,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   })
   const { deliver } = delivery
 
-  return { add, remove, isLive, ownerOf, adding, socketClosed, removed, tick, closeAll, stats }
+  return { add, remove, isLive, ownerOf, adding, socketClosed, removed, isBehind, tick, closeAll, stats }
 
   /** [spec: addLiveSession] Subscribe first, so that nothing which arrives after the answer can be missed. */
   async function add(connectionId: string, sessionId: string, socket: Socket | undefined): Promise<boolean> {
@@ -178,6 +178,11 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   function removed(connectionId: string, ids: readonly string[]): void {
     const session = open.get(connectionId)
     if (session) delivery.removed(session, ids)
+  }
+
+  /** Whether something could not be delivered since the last tick, which tries again. */
+  function isBehind(): boolean {
+    return delivery.hasFailed()
   }
 
   /** Every few seconds: what no hint will bring. Leases that ran out, hints that were lost, releases that failed. */

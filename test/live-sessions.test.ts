@@ -292,6 +292,31 @@ t.test('a session that was recorded while its caller was told nothing does not s
   while ((await client.call('getLiveSession', { connectionId })) !== null); // the next tick ends it
 })
 
+t.test('a delivery that failed is tried again within a second or two, and not when everything is looked at', async (t) => {
+  const client = await service.connect()
+  const { store, pubsub } = service.inside
+  const { claim } = store
+  t.teardown(() => (store.claim = claim))
+  const started = performance.now()
+  for (let round = 1; round <= 5; round++) {
+    const connectionId = newConnectionId()
+    await open(client, connectionId)
+    const failed = new Promise<void>((resolve) => {
+      store.claim = async () => {
+        resolve()
+        throw new CallError('unavailable', 'as if the database were away')
+      }
+    })
+    const payload = JSON.stringify({ ciphertext: `message ${round}` }) as JsonText
+    await store.add({ connectionId, recipientDids: [DID], payload, payloadBytes: payload.length })
+    pubsub.publish(connectionId)
+    await failed
+    store.claim = claim
+    await client.received(round)
+  }
+  t.ok(performance.now() - started < 10_000, 'five of them would take four looks at everything, one in 5 s')
+})
+
 t.test('thousands of sockets that close together end their sessions in a few statements', async (t) => {
   let statements = 0
   let ended = 0

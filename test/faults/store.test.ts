@@ -20,8 +20,8 @@ const LOCKED_MS = FULL ? 30_000 : 5_000
 const ROUNDS = FULL ? 30 : 5
 const AT_ONCE = 10
 const QUOTA = 30
-/** Its recovery, and then whoever waits is looked after, every 5 s. With DOWN_MS that was 10.6 s once, on a slow machine. */
-const SEEN_TO_MS = 10_000
+/** Its recovery, and whoever waits is looked after every second then. */
+const SEEN_TO_MS = 7_000
 
 async function untilAdds(client: Client, withinMs: number): Promise<number> {
   const started = performance.now()
