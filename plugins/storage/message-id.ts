@@ -3,8 +3,14 @@
 /** An integer column. */
 export const MAX_TAG = 2 ** 31
 
+const TAG_DIGITS = 6
+
+/**
+ * At least 8 characters: a wallet of Credo refuses a whole batch of pickup V1 in which one id is shorter.
+ * @see Aries RFC 0008, "Message ID Requirements"
+ */
 export function formatId(seq: string, tag: number): string {
-  return `${seq}-${tag.toString(36)}`
+  return `${seq}-${tag.toString(36).padStart(TAG_DIGITS, '0')}`
 }
 
 export function parseId(id: string): { seq: string; tag: number } | undefined {
