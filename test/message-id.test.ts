@@ -16,5 +16,6 @@ t.test('an id says which message it is, and so does the shorter one that it was 
 })
 
 t.test('what is no id of ours names nothing', async (t) => {
-  for (const id of ['', '7', '7-', '-abcdef', '7-zzzzzz', '7-abcdefg', '7-ABCDEF', '1234567890123456789-abcdef']) t.equal(parseId(id), undefined)
+  for (const id of ['', '7', '7-', '-abcdef', '7-zzzzzz', '7-abcdefg', '7-ABCDEF', '1234567890123456789-abcdef'])
+    t.equal(parseId(id), undefined)
 })
