@@ -8,7 +8,7 @@ let messages = 0
 app.get('/ws', { websocket: true }, (socket) => {
   socket.on('message', (data: Buffer) => {
     const { id } = JSON.parse(data.toString()) as { id: number }
-    socket.send(JSON.stringify({ jsonrpc: '2.0', result: `${++messages}-k3f9a`, id }))
+    socket.send(JSON.stringify({ jsonrpc: '2.0', result: `${++messages}-k3f9a2`, id }))
   })
 })
 const url = await app.listen({ host: '127.0.0.1', port: 0 })

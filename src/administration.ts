@@ -6,7 +6,7 @@ const MAX_PAGE = 200
 const DEFAULT_PAGE = 50
 
 const EXAMPLE_CONNECTION = '8f1f6e1c-6a3e-4c1b-9a53-0f8b4b8f7c11'
-const EXAMPLE_ID = '1042-k3f9a'
+const EXAMPLE_ID = '1042-k3f9a2'
 const EXAMPLE_TIME = '2026-01-31T12:00:00.000Z'
 const EXAMPLE_CURSOR = 'WyJkZXB0aCIsIjE4IiwiYWxpY2UiXQ'
 const EXAMPLE_SUMMARY = { messages: 18, bytes: 9_216, oldestReceivedAt: EXAMPLE_TIME, oldestAcceptedAt: EXAMPLE_TIME, parked: 1 }

@@ -61,7 +61,7 @@ const PLAIN_TEXT = '^(?:[^\\u0000\\ud800-\\udfff]|[\\ud800-\\udbff][\\udc00-\\ud
 
 const EXAMPLE_CONNECTION = '8f1f6e1c-6a3e-4c1b-9a53-0f8b4b8f7c11'
 const EXAMPLE_DID = 'did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK'
-const EXAMPLE_ID = '1042-k3f9a'
+const EXAMPLE_ID = '1042-k3f9a2'
 const EXAMPLE_ENVELOPE = {
   protected: 'eyJ0eXAiOiJhcHBsaWNhdGlvbi9kaWRjb21tLWVuY3J5cHRlZCtqc29uIn0',
   iv: 'b8jJXwJZxQ0',
