@@ -8,7 +8,7 @@ interface Batch {
   fail(error: Error): void
 }
 
-/** Items are named after their lane: `a1`, `b1`. Batches end when the test says so. */
+/** Items are named after their key: `a1`, `b1`. Batches end when the test says so. */
 function start(options: { maxItems?: number; maxWaitingBytes?: number } = {}) {
   const batches: Batch[] = []
   const add = createCoalescer<string, string>({
@@ -18,7 +18,7 @@ function start(options: { maxItems?: number; maxWaitingBytes?: number } = {}) {
       new Promise((resolve, reject) => {
         batches.push({ items, end: () => resolve(items.map((item) => item.toUpperCase())), fail: reject })
       }),
-    ...{ lanes: 2, maxItems: 100, maxBytes: 100, maxWaitingBytes: 1_000, maxWaitMs: 1_000, ...options },
+    ...{ atOnce: 2, maxItems: 100, maxBytes: 100, maxWaitingBytes: 1_000, maxWaitMs: 1_000, ...options },
   })
   return { batches, add, begun: () => batches.map(({ items }) => items.join(' ')) }
 }
@@ -37,44 +37,64 @@ t.test('what comes in one turn, and what comes while a batch is under way, is on
   t.same(await Promise.all(answers), ['A1', 'A2', 'A3', 'A4'])
 })
 
-t.test('a quick batch is waited for by the other lane, and then they take turns', async (t) => {
+t.test('a quick batch is waited for, whatever comes meanwhile', async (t) => {
   const { batches, add, begun } = start()
   const answers = ['a1', 'b1'].map(add)
   await turn()
-  t.same(begun(), ['a1'])
-  answers.push(add('a2'), add('b2'))
-  for (const batch of [0, 1, 2]) {
-    batches[batch]!.end()
-    await turn()
-  }
-  t.same(begun(), ['a1', 'b1 b2', 'a2'])
-  t.same(await Promise.all(answers), ['A1', 'B1', 'A2', 'B2'])
+  answers.push(add('a2'), add('c1'))
+  await turn()
+  t.same(begun(), ['a1 b1'])
+  batches[0]!.end()
+  await turn()
+  t.same(begun(), ['a1 b1', 'a2 c1'])
+  batches[1]!.end()
+  t.same(await Promise.all(answers), ['A1', 'B1', 'A2', 'C1'])
 })
 
-t.test('a slow batch holds up nothing but its own lane', async (t) => {
+t.test('a slow batch holds up nothing but its own keys, and they keep their order', async (t) => {
   const { batches, add, begun } = start()
-  const slow = add('a1')
+  const slow = ['a1', 'b1'].map(add)
   await turn()
-  const behind = add('a2')
-  const beside = add('b1')
+  const behind = ['a2', 'b2', 'a3'].map(add)
+  const beside = ['c1', 'd1'].map(add)
   const startedAt = performance.now()
   while (batches.length < 2) await turn()
   t.ok(performance.now() - startedAt < 500, 'soon')
+  const later = ['c2', 'a4', 'e1'].map(add)
   batches[1]!.end()
-  t.equal(await beside, 'B1')
+  t.same(await Promise.all(beside), ['C1', 'D1'])
+  await turn()
+  t.same(begun(), ['a1 b1', 'c1 d1', 'c2 e1'], 'as soon as there is a place')
+  batches[0]!.end()
+  t.same(await Promise.all(slow), ['A1', 'B1'])
+  batches[2]!.end()
+  await turn()
+  t.same(begun(), ['a1 b1', 'c1 d1', 'c2 e1', 'a2 b2 a3 a4'])
+  batches[3]!.end()
+  t.same(await Promise.all([...behind, ...later]), ['A2', 'B2', 'A3', 'C2', 'A4', 'E1'])
+})
+
+t.test('when as many batches as may be are slow, what comes waits', async (t) => {
+  const { batches, add, begun } = start()
+  const answers = [add('a1')]
+  while (batches.length < 1) await turn()
+  answers.push(add('b1'))
+  while (batches.length < 2) await turn()
+  answers.push(add('c1'))
+  for (const until = performance.now() + 50; performance.now() < until;) await turn()
   t.same(begun(), ['a1', 'b1'])
   batches[0]!.end()
-  t.equal(await slow, 'A1')
   await turn()
-  batches[2]!.end()
-  t.equal(await behind, 'A2')
+  t.same(begun(), ['a1', 'b1', 'c1'])
+  for (const { end } of batches.slice(1)) end()
+  t.same(await Promise.all(answers), ['A1', 'B1', 'C1'])
 })
 
 t.test('a batch that fails ends its turn too', async (t) => {
   const { batches, add, begun } = start()
   const failing = t.rejects(add('a1'), { message: 'no' })
-  const other = add('b1')
   await turn()
+  const other = add('b1')
   batches[0]!.fail(new Error('no'))
   await failing
   await turn()
@@ -89,11 +109,9 @@ t.test('what would be too much is refused, and does not count once the rest is d
   await t.rejects(add('a2'), { code: 'overloaded' })
   await turn()
   batches[0]!.end()
-  await turn()
-  batches[1]!.end()
   await Promise.all(two)
   const third = add('a3')
   await turn()
-  batches[2]!.end()
+  batches[1]!.end()
   t.equal(await third, 'A3')
 })

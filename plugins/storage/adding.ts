@@ -24,7 +24,7 @@ export const byKey: Statement = {
 }
 
 // A batch is bounded so that one of large payloads neither stalls the event loop nor runs into statement_timeout.
-const BATCH = { lanes: 2, maxItems: 200, maxBytes: 1024 * 1024, maxWaitingBytes: 256 * 1024 * 1024, maxWaitMs: 1_000 }
+const BATCH = { atOnce: 2, maxItems: 200, maxBytes: 1024 * 1024, maxWaitingBytes: 256 * 1024 * 1024, maxWaitMs: 1_000 }
 
 type AddedRow = [
   seq: string,

@@ -1,13 +1,13 @@
 import { CallError } from '../../src/errors.js'
 
 export interface CoalesceOptions<Item, Result> {
-  /** Items of one key keep their order: they share a lane, and a lane has one batch under way. */
+  /** Items of one key keep their order: they wait for the batch that has the one before. */
   key: (item: Item) => string
   bytes: (item: Item) => number
   /** Commits the batch and answers for each item, in order; an Error fails that item alone. */
   flush: (items: Item[]) => Promise<(Result | Error)[]>
   /** How many batches may be under way at once, when those before them are slow. */
-  lanes: number
+  atOnce: number
   maxItems: number
   maxBytes: number
   /** What may wait; beyond it new items are refused, so that a stalled database does not fill the memory. */
@@ -23,22 +23,27 @@ interface Waiting<Item, Result> {
   reject: (error: unknown) => void
 }
 
+interface Batch<Item, Result> {
+  all: Waiting<Item, Result>[]
+  isSlow: boolean
+}
+
 /**
  * A second batch beside the first makes both dearer and neither faster, as long as the store is quick: what comes meanwhile is better one
- * batch. One that takes longer, behind a lock or a slow disk, must not hold up those of the other lanes. docs/decisions/0008
+ * batch. One that takes longer, behind a lock or a slow disk, must not hold up items of other keys. docs/decisions/0008
  */
 const PATIENCE_MS = 10
 
 /**
- * Turns concurrent calls into batches without making a lone call wait: a lane that is idle starts at the end of the
- * current turn of the event loop, and whatever comes while a batch is under way forms the next one.
+ * Turns concurrent calls into batches without making a lone call wait: the first begins at the end of the current turn of the event loop,
+ * and whatever comes while it is under way forms the next one.
  */
 export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Result>): (item: Item) => Promise<Result> {
-  const { key, bytes, flush, maxItems, maxBytes, maxWaitingBytes, maxWaitMs } = options
-  const lanes = Array.from({ length: options.lanes }, () => ({ waiting: [] as Waiting<Item, Result>[], busy: false }))
+  const { key, bytes, flush, atOnce, maxItems, maxBytes, maxWaitingBytes, maxWaitMs } = options
+  let waiting: Waiting<Item, Result>[] = []
   let waitingBytes = 0
-  let running = 0
-  const inLine: (() => void)[] = []
+  let isBeginning = false
+  const underWay = new Set<Batch<Item, Result>>()
 
   return (item) =>
     new Promise((resolve, reject) => {
@@ -47,72 +52,72 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
         return
       }
       waitingBytes += bytes(item)
-      const lane = lanes[hash(key(item)) % lanes.length]!
-      lane.waiting.push({ item, since: performance.now(), resolve, reject })
-      if (!lane.busy) {
-        lane.busy = true
-        setImmediate(() => void work(lane))
+      waiting.push({ item, since: performance.now(), resolve, reject })
+      if (!isBeginning && hasPlace()) {
+        isBeginning = true
+        setImmediate(begin)
       }
     })
 
-  async function work(lane: (typeof lanes)[number]): Promise<void> {
-    while (lane.waiting.length > 0) {
-      if (running > 0) await turn()
-      else running++
-      const batch = nextBatch(lane.waiting)
-      try {
-        const results = batch.length === 0 ? [] : await flush(batch.map(({ item }) => item))
-        batch.forEach(({ resolve, reject }, i) => {
-          const result = results[i]
-          if (result instanceof Error) reject(result)
-          else resolve(result as Result)
-        })
-      } catch (error) {
-        for (const { reject } of batch) reject(error)
-      }
-      running--
-      inLine.shift()?.()
+  function hasPlace(): boolean {
+    if (underWay.size >= atOnce) return false
+    for (const { isSlow } of underWay) if (!isSlow) return false
+    return true
+  }
+
+  function begin(): void {
+    isBeginning = false
+    if (waiting.length === 0 || !hasPlace()) return
+    const all = nextBatch()
+    if (all.length > 0) void run({ all, isSlow: false })
+  }
+
+  async function run(batch: Batch<Item, Result>): Promise<void> {
+    underWay.add(batch)
+    const timer = setTimeout(() => {
+      batch.isSlow = true
+      begin()
+    }, PATIENCE_MS)
+    try {
+      const results = await flush(batch.all.map(({ item }) => item))
+      batch.all.forEach(({ resolve, reject }, i) => {
+        const result = results[i]
+        if (result instanceof Error) reject(result)
+        else resolve(result as Result)
+      })
+    } catch (error) {
+      for (const { reject } of batch.all) reject(error)
     }
-    lane.busy = false
+    clearTimeout(timer)
+    underWay.delete(batch)
+    begin()
   }
 
-  /** Until a batch of another lane has ended, or takes long. */
-  function turn(): Promise<void> {
-    return new Promise((resolve) => {
-      const go = () => {
-        clearTimeout(timer)
-        const place = inLine.indexOf(go)
-        if (place >= 0) inLine.splice(place, 1)
-        running++
-        resolve()
-      }
-      const timer = setTimeout(go, PATIENCE_MS)
-      inLine.push(go)
-    })
-  }
-
-  function nextBatch(waiting: Waiting<Item, Result>[]): Waiting<Item, Result>[] {
+  /** In the order of arrival, without those that were too long in line, or that stay behind one of their key. */
+  function nextBatch(): Waiting<Item, Result>[] {
     const now = performance.now()
+    const busy = new Set<string>()
+    for (const { all } of underWay) for (const { item } of all) busy.add(key(item))
     const batch: Waiting<Item, Result>[] = []
-    let taken = 0
+    const behind: Waiting<Item, Result>[] = []
+    let seen = 0
     let size = 0
-    while (taken < waiting.length && batch.length < maxItems && (batch.length === 0 || size < maxBytes)) {
-      const next = waiting[taken++]!
+    while (seen < waiting.length && batch.length < maxItems && (batch.length === 0 || size < maxBytes)) {
+      const next = waiting[seen++]!
+      const isLate = now - next.since > maxWaitMs
+      if (!isLate && busy.has(key(next.item))) {
+        behind.push(next)
+        continue
+      }
       waitingBytes -= bytes(next.item)
-      if (now - next.since > maxWaitMs) {
+      if (isLate) {
         next.reject(new CallError('timeout', 'Waited too long for the store. Nothing was done; try again.'))
         continue
       }
       batch.push(next)
       size += bytes(next.item)
     }
-    waiting.splice(0, taken)
+    waiting = seen === waiting.length ? behind : [...behind, ...waiting.slice(seen)]
     return batch
   }
-}
-
-function hash(text: string): number {
-  let value = 0
-  for (let i = 0; i < text.length; i++) value = (Math.imul(value, 31) + text.charCodeAt(i)) | 0
-  return value >>> 0
 }

@@ -143,10 +143,10 @@ interface Removal {
 }
 
 // Acks come one by one and cost a commit each; together they cost a fifth and less. Here "bytes" are ids.
-const REMOVE_BATCH = { lanes: 2, maxItems: 500, maxBytes: 5_000, maxWaitingBytes: 1_000_000, maxWaitMs: 1_000 }
+const REMOVE_BATCH = { atOnce: 2, maxItems: 500, maxBytes: 5_000, maxWaitingBytes: 1_000_000, maxWaitMs: 1_000 }
 
 // Few queues are deep, but they hold up what is asked for together with them. Here "bytes" are queues.
-const DEPTH_BATCH = { lanes: 2, maxItems: 50, maxBytes: 50, maxWaitingBytes: 100_000, maxWaitMs: 1_000 }
+const DEPTH_BATCH = { atOnce: 2, maxItems: 50, maxBytes: 50, maxWaitingBytes: 100_000, maxWaitMs: 1_000 }
 
 export interface PostgresStoreOptions {
   query: Query

@@ -98,7 +98,7 @@ export const takeStatements = {
 } satisfies Record<string, Statement>
 
 // Here "bytes" are pages.
-const TAKE_BATCH = { lanes: 2, maxItems: 32, maxBytes: 32, maxWaitingBytes: 100_000, maxWaitMs: 1_000 }
+const TAKE_BATCH = { atOnce: 2, maxItems: 32, maxBytes: 32, maxWaitingBytes: 100_000, maxWaitMs: 1_000 }
 
 /** The page, or that it must be marked. */
 type Taken = StoredMessage[] | 'in a live session'
