@@ -180,7 +180,7 @@ async function readHead(client: pg.Client, connectionId: string): Promise<string
   )
   return JSON.stringify(
     rows.map(({ seq, tag, payload, at }) => ({
-      id: `${seq}-${tag.toString(36)}`,
+      id: `${seq}-${tag.toString(36).padStart(6, '0')}`,
       receivedAt: at.toISOString(),
       encryptedMessage: JSON.parse(payload) as unknown,
     })),
