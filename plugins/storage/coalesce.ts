@@ -105,7 +105,7 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
     while (seen < waiting.length && batch.length < maxItems && (batch.length === 0 || size < maxBytes)) {
       const next = waiting[seen++]!
       const isLate = now - next.since > maxWaitMs
-      if (!isLate && busy.has(key(next.item))) {
+      if (!isLate && busy.size > 0 && busy.has(key(next.item))) {
         behind.push(next)
         continue
       }
