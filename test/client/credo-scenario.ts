@@ -44,6 +44,14 @@ async function startPair(t: Test, mediator: Mediator) {
   balancer.prefer(mediator.port)
   const wallet = await startWallet(t, mediator)
   const got = listen(wallet)
+  // What a wallet of Credo refuses it tells its mediator, and then it waits: nothing but "0 came" would be seen here.
+  wallet.events.on(
+    'DidCommMessageSent',
+    ({ payload }: { payload: { message: { message: { type: string; description?: { en: string } } } } }) => {
+      const { type, description } = payload.message.message
+      if (type.includes('problem-report')) t.fail(`the wallet reports a problem: ${description?.en}`)
+    },
+  )
   const { connectionId: mediatorId } = await wallet.didcomm.mediationRecipient.findDefaultMediator()
   const pickUp = (protocolVersion: 'v1' | 'v2') =>
     wallet.didcomm.messagePickup.pickupMessages({
