@@ -4,9 +4,15 @@ import { formatId } from './message-id.js'
 
 /* Parts that statements about messages share, and the rows that they give. */
 
+/**
+ * That the instance `i` has the session `s`. Not a plain "=", which a merge join could use: for that Postgres considers the index on instance_id
+ * from end to end, and read all sessions by it to find one when it believed that there are few (docs/decisions/0024).
+ */
+export const HAS_SESSION = 'i.instance_id = ANY (ARRAY[s.instance_id])'
+
 /** The epoch of the connection's live session, or no row. Uses live_sessions_pkey and instances_pkey. */
 export const liveEpoch = (connectionId: string) => `
-  SELECT s.epoch FROM live_sessions s LEFT JOIN instances i ON i.instance_id = s.instance_id
+  SELECT s.epoch FROM live_sessions s LEFT JOIN instances i ON ${HAS_SESSION}
   WHERE s.connection_id = ${connectionId} AND (s.expires_at > now() OR i.lease_until > now())`
 export const LIVE_EPOCH = liveEpoch('$1')
 

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import type { PushToken } from '../../src/ports.js'
+import { HAS_SESSION } from './fragments.js'
 
 /*
  * How a push comes to be owed, as parts of the statements that make it so: a message is added while nobody is live, or a
@@ -22,7 +23,7 @@ export const afterSessionMs = (windowMs: number): number => Math.max(windowMs, 1
 
 /** Whether the connection of the row `alias` has a live session. Uses live_sessions_pkey and instances_pkey; OFFSET 0: docs/decisions/0024. */
 export const isLive = (alias: string) => `EXISTS (
-    SELECT FROM live_sessions s LEFT JOIN instances i ON i.instance_id = s.instance_id
+    SELECT FROM live_sessions s LEFT JOIN instances i ON ${HAS_SESSION}
     WHERE s.connection_id = ${alias}.connection_id AND (s.expires_at > now() OR i.lease_until > now()) OFFSET 0)`
 
 /**

@@ -5,7 +5,7 @@ import { instances, liveSessions, queuedMessages } from '../../drizzle/schema.js
 import { CallError } from '../../src/errors.js'
 import type { Administration, MessageMetadata, Page, QueueSummary, Selection } from '../../src/ports.js'
 import { formatId, parseId } from './message-id.js'
-import { counts } from './postgres-sessions.js'
+import { counts, hasSession } from './postgres-sessions.js'
 import { MAX_DELIVERIES } from './postgres-store.js'
 import { attempt } from './query.js'
 
@@ -80,7 +80,7 @@ export function createPostgresAdministration({ pool }: { pool: Pool }): Administ
         db
           .select()
           .from(liveSessions)
-          .leftJoin(instances, eq(instances.instanceId, liveSessions.instanceId))
+          .leftJoin(instances, hasSession)
           .where(and(eq(liveSessions.connectionId, connectionId), counts)),
       )
       if (!row) return undefined
@@ -188,7 +188,7 @@ export function createPostgresAdministration({ pool }: { pool: Pool }): Administ
       db
         .select({ connectionId: liveSessions.connectionId })
         .from(liveSessions)
-        .leftJoin(instances, eq(instances.instanceId, liveSessions.instanceId))
+        .leftJoin(instances, hasSession)
         .where(and(inArray(liveSessions.connectionId, connectionIds), counts)),
     )
     return new Set(rows.map((row) => row.connectionId))

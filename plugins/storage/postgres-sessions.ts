@@ -117,6 +117,9 @@ const waiting = {
     OFFSET 0)`,
 }
 
+/** HAS_SESSION, for drizzle. */
+export const hasSession = sql`${instances.instanceId} = ANY (ARRAY[${liveSessions.instanceId}])`
+
 /** Whether a session counts, where live_sessions is joined with instances: its own time, or the lease of its instance. */
 export const counts = or(gt(liveSessions.expiresAt, sql`now()`), gt(instances.leaseUntil, sql`now()`))
 
@@ -141,7 +144,7 @@ export function createPostgresSessions({ pool, query, pushWindowMs }: PostgresSe
   const isLive = db
     .select({ epoch: liveSessions.epoch })
     .from(liveSessions)
-    .leftJoin(instances, eq(instances.instanceId, liveSessions.instanceId))
+    .leftJoin(instances, hasSession)
     .where(and(eq(liveSessions.connectionId, sql.placeholder('connectionId')), counts))
     .prepare('is_live')
 
