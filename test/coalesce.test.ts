@@ -23,33 +23,27 @@ function start(options: { maxItems?: number; maxWaitingBytes?: number } = {}) {
   return { batches, add, begun: () => batches.map(({ items }) => items.join(' ')) }
 }
 
-t.test('what comes in one turn, and what comes while a batch is under way, is one batch each', async (t) => {
-  const { batches, add, begun } = start()
-  const answers = ['a1', 'a2'].map(add)
-  await turn()
-  answers.push(add('a3'), add('a4'))
-  await turn()
-  t.same(begun(), ['a1 a2'])
-  batches[0]!.end()
-  await turn()
-  t.same(begun(), ['a1 a2', 'a3 a4'])
-  batches[1]!.end()
-  t.same(await Promise.all(answers), ['A1', 'A2', 'A3', 'A4'])
-})
-
-t.test('a quick batch is waited for, whatever comes meanwhile', async (t) => {
-  const { batches, add, begun } = start()
-  const answers = ['a1', 'b1'].map(add)
-  await turn()
-  answers.push(add('a2'), add('c1'))
-  await turn()
-  t.same(begun(), ['a1 b1'])
-  batches[0]!.end()
-  await turn()
-  t.same(begun(), ['a1 b1', 'a2 c1'])
-  batches[1]!.end()
-  t.same(await Promise.all(answers), ['A1', 'B1', 'A2', 'C1'])
-})
+for (const [keys, [first, second, third, fourth]] of [
+  ['of one key', ['a1', 'a2', 'a3', 'a4']],
+  ['of several keys', ['a1', 'b1', 'a2', 'c1']],
+] as const) {
+  t.test(`what comes in one turn, and what comes while a quick batch is under way, is one batch each, ${keys}`, async (t) => {
+    const { batches, add, begun } = start()
+    const answers = [add(first), add(second)]
+    await turn()
+    answers.push(add(third), add(fourth))
+    await turn()
+    t.same(begun(), [`${first} ${second}`])
+    batches[0]!.end()
+    await turn()
+    t.same(begun(), [`${first} ${second}`, `${third} ${fourth}`])
+    batches[1]!.end()
+    t.same(
+      await Promise.all(answers),
+      [first, second, third, fourth].map((item) => item.toUpperCase()),
+    )
+  })
+}
 
 t.test('a slow batch holds up nothing but its own keys, and they keep their order', async (t) => {
   const { batches, add, begun } = start()
