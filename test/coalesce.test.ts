@@ -45,6 +45,63 @@ for (const [keys, [first, second, third, fourth]] of [
   })
 }
 
+t.test('beside a quick batch another begins when it is as large, and no more than may be at once', async (t) => {
+  const { batches, add } = start()
+  const items = Array.from({ length: 260 }, (_, i) => String.fromCharCode(1_000 + i)) // each its own key
+  const sizes = () => batches.map(({ items }) => items.length)
+  const first = items.slice(0, 80).map(add)
+  await turn()
+  const second = items.slice(80, 159).map(add)
+  await turn()
+  t.same(sizes(), [80], 'one less')
+  second.push(add(items[159]!))
+  await turn()
+  t.same(sizes(), [80, 80])
+  const third = items.slice(160, 260).map(add)
+  await turn()
+  t.same(sizes(), [80, 80], 'no more than may be at once')
+  batches[0]!.end()
+  await turn()
+  t.same(sizes(), [80, 80, 100])
+  for (const { end } of batches.slice(1)) end()
+  t.same(
+    await Promise.all([...first, ...second, ...third]),
+    items.map((item) => item.toUpperCase()),
+  )
+})
+
+t.test('the next batch has left before the callers of the one before it are answered', async (t) => {
+  const said: string[] = []
+  const add = createCoalescer<string, string>({
+    ...{ key: (item) => item, bytes: () => 1, atOnce: 2, maxItems: 100, maxBytes: 100, maxWaitingBytes: 1_000, maxWaitMs: 1_000 },
+    async flush(items) {
+      await new Promise<void>((resolve) => process.nextTick(resolve)) // as pg's pool
+      said.push(`${items.join(' ')} left`)
+      await turn()
+      return items
+    },
+  })
+  const first = add('a').then(() => said.push('a answered'))
+  await turn()
+  await Promise.all([first, add('b').then(() => said.push('b answered'))])
+  t.same(said, ['a left', 'b left', 'a answered', 'b answered'])
+})
+
+t.test('beside a quick batch none begins that has only what is behind it', async (t) => {
+  const { batches, add, begun } = start()
+  const first = add('a0')
+  await turn()
+  const behind = Array.from({ length: 90 }, (_, i) => add(`a${i}`))
+  await turn()
+  t.same(begun(), ['a0'])
+  batches[0]!.end()
+  await first
+  await turn()
+  t.equal(batches[1]!.items.length, 90)
+  batches[1]!.end()
+  await Promise.all(behind)
+})
+
 t.test('a slow batch holds up nothing but its own keys, and they keep their order', async (t) => {
   const { batches, add, begun } = start()
   const slow = ['a1', 'b1'].map(add)

@@ -29,9 +29,11 @@ interface Batch<Item, Result> {
 }
 
 /**
- * A second batch beside the first makes both dearer and neither faster, as long as the store is quick: what comes meanwhile is better one
- * batch. One that takes longer, behind a lock or a slow disk, must not hold up items of other keys. docs/decisions/0008
+ * Beside a batch that is under way a small one makes both dearer and neither faster: what comes meanwhile is better one batch. One that is no
+ * smaller costs no more than later, and the store works on it while the first one waits for the disk. docs/decisions/0008
  */
+const WORTH_ITEMS = 64
+/** A batch that takes longer, behind a lock or a slow disk, must not hold up items of other keys. */
 const PATIENCE_MS = 10
 
 /**
@@ -43,6 +45,8 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
   let waiting: Waiting<Item, Result>[] = []
   let waitingBytes = 0
   let isBeginning = false
+  /** So many must wait for a batch beside a quick one. */
+  let worth = WORTH_ITEMS
   const underWay = new Set<Batch<Item, Result>>()
 
   return (item) =>
@@ -61,6 +65,7 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
 
   function hasPlace(): boolean {
     if (underWay.size >= atOnce) return false
+    if (waiting.length >= worth) return true
     for (const { isSlow } of underWay) if (!isSlow) return false
     return true
   }
@@ -69,6 +74,8 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
     isBeginning = false
     if (waiting.length === 0 || !hasPlace()) return
     const all = nextBatch()
+    // What was left is behind another of its key, or did not fit: it is not looked through again for each that comes.
+    worth = Math.max(WORTH_ITEMS, all.length, 2 * waiting.length)
     if (all.length > 0) void run({ all, isSlow: false })
   }
 
@@ -78,19 +85,22 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
       batch.isSlow = true
       begin()
     }, PATIENCE_MS)
+    let settle: () => void
     try {
       const results = await flush(batch.all.map(({ item }) => item))
-      batch.all.forEach(({ resolve, reject }, i) => {
-        const result = results[i]
-        if (result instanceof Error) reject(result)
-        else resolve(result as Result)
-      })
+      settle = () =>
+        batch.all.forEach(({ resolve, reject }, i) => {
+          const result = results[i]
+          if (result instanceof Error) reject(result)
+          else resolve(result as Result)
+        })
     } catch (error) {
-      for (const { reject } of batch.all) reject(error)
+      settle = () => batch.all.forEach(({ reject }) => reject(error))
     }
     clearTimeout(timer)
     underWay.delete(batch)
     begin()
+    process.nextTick(settle) // after what it began has left: the store works while these are answered
   }
 
   /** In the order of arrival, without those that were too long in line, or that stay behind one of their key. */
