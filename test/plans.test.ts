@@ -184,19 +184,20 @@ function queueCases(): Case[] {
     token: wakings,
     payload: news.map(() => '{}'),
   }
-  const nothing = { times: false, keys: false, claims: false, bounds: false, pushes: false }
+  const nothing = { times: false, keys: false, claims: false, bounds: false, pushes: false, several: false }
   const addOf50 = (title: string, asked: Partial<Asked>, expected: Pick<Case, 'rows' | 'reads' | 'given'>) => {
     const { text, parameters } = addStatement({ ...nothing, ...asked })
     all.push({ title: `add of 50${title}`, text, values: parameters.map((parameter) => given[parameter]), ...expected })
   }
   addOf50('', {}, { rows: 50, reads: 0 })
+  addOf50(' for several recipients each', { several: true }, { rows: 50, reads: 0 })
   addOf50(' with keys', { keys: true }, { rows: 25, reads: 25 })
   const readByBounds = 25 * (2 * SHALLOW_MESSAGES + 1)
   addOf50(' to where few wait, half of them to a deep queue', { bounds: true }, { rows: 25, reads: readByBounds })
   addOf50(', claiming', { claims: true }, { rows: 50, reads: 0, given: LIVE(DEEP, 0) })
   addOf50(', owing pushes', { pushes: true }, { rows: 50, reads: 0 })
   addOf50(' with keys, owing pushes', { keys: true, pushes: true }, { rows: 25, reads: 25 })
-  const everything = { times: true, keys: true, claims: true, bounds: true, pushes: true }
+  const everything = { times: true, keys: true, claims: true, bounds: true, pushes: true, several: true }
   addOf50(' with all there is', everything, { rows: 25, reads: 25 + readByBounds, given: LIVE(DEEP, 0) })
   all.push({ title: 'forget 1,000 keys', text: statements.forget.text, values: [1_000], rows: 1_000, reads: 0 })
   const acked = [DEEP, SHALLOW].flatMap((queue) => seqsOf(queue, 10).map((seq) => ({ queue, seq })))

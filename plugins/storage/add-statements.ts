@@ -18,6 +18,8 @@ export interface Asked {
   bounds: boolean
   /** Owes a push when nobody is live. */
   pushes: boolean
+  /** Is for more than one recipient DID, or for none. */
+  several: boolean
 }
 
 export type Parameter =
@@ -84,11 +86,11 @@ const deep = (atMostMessages: string) => `LEFT JOIN LATERAL (
 
 /** Rows that are not written are not returned. */
 function insert(asked: Asked, from: string, place: (parameter: Parameter) => string): string {
-  const { times, keys, claims, bounds, pushes } = asked
+  const { times, keys, claims, bounds, pushes, several } = asked
   const columns = [
     ['connection_id', 'u.connection_id'],
     ['tag', `${place('tag')}::int`],
-    ['recipient_dids', 'u.dids::text[]'],
+    ['recipient_dids', several ? 'u.dids::text[]' : 'ARRAY[u.dids]'],
     ['payload', 'u.payload'],
     ['payload_bytes', 'u.bytes'],
     ...(times ? [['received_at', 'u.received_at::timestamptz']] : []),
@@ -144,7 +146,8 @@ function compose(asked: Asked): AddStatement {
   const parameters = parametersOf(asked)
   const place = (parameter: Parameter) => `$${parameters.indexOf(parameter) + 1}`
   const arrays = parameters.filter((parameter) => !SCALARS.has(parameter))
-  const source = `unnest(${arrays.map((one) => `${place(one)}::${TYPES[one] ?? 'text'}[]`).join(', ')}) AS u (${arrays.join(', ')})`
+  // Not one unnest of all in FROM: Postgres would write all rows, with their payloads, into a store of their own and read them from there.
+  const source = `(SELECT ${arrays.map((one) => `unnest(${place(one)}::${TYPES[one] ?? 'text'}[]) AS ${one}`).join(', ')}) u`
   const text = asked.pushes ? insertAndOwe(source, insert(asked, 'u', place)) : insert(asked, source, place)
   const what = Object.entries(asked).flatMap(([one, isAsked]) => (isAsked ? [one] : []))
   return { name: ['add', ...what].join('_'), text, parameters }
@@ -152,10 +155,11 @@ function compose(asked: Asked): AddStatement {
 
 const composed = new Map<number, AddStatement>()
 
-/** The insert for a batch that asks for this. There are at most 32 of them. */
+/** The insert for a batch that asks for this. There are at most 64 of them. */
 export function addStatement(asked: Asked): AddStatement {
-  const { times, keys, claims, bounds, pushes } = asked
-  const which = Number(times) | (Number(keys) << 1) | (Number(claims) << 2) | (Number(bounds) << 3) | (Number(pushes) << 4)
+  const { times, keys, claims, bounds, pushes, several } = asked
+  const which =
+    Number(times) | (Number(keys) << 1) | (Number(claims) << 2) | (Number(bounds) << 3) | (Number(pushes) << 4) | (Number(several) << 5)
   let statement = composed.get(which)
   if (!statement) composed.set(which, (statement = compose(asked)))
   return statement

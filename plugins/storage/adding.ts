@@ -60,12 +60,13 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
   }
 
   function askedOf(messages: NewMessage[]): Asked {
-    const asked = { times: false, keys: false, claims: false, bounds: false, pushes }
-    for (const { receivedAt, idempotencyKey, claimFor, ifAtMost } of messages) {
+    const asked = { times: false, keys: false, claims: false, bounds: false, pushes, several: false }
+    for (const { receivedAt, idempotencyKey, claimFor, ifAtMost, recipientDids } of messages) {
       if (receivedAt !== undefined) asked.times = true
       if (idempotencyKey !== undefined) asked.keys = true
       if (claimFor) asked.claims = true
       if (ifAtMost) asked.bounds = true
+      if (recipientDids.length !== 1) asked.several = true
     }
     return asked
   }
@@ -97,7 +98,7 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
 
   function insert(messages: NewMessage[], asked: Asked): Promise<AddedRow[]> {
     const statement = addStatement(asked)
-    const values = valuesOf(messages, tag)
+    const values = valuesOf(messages, asked, tag)
     return query<AddedRow>(
       statement,
       statement.parameters.map((parameter) => values[parameter]()),
@@ -133,7 +134,7 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
 }
 
 /** What the parameters of an insert are, for those that it has. */
-function valuesOf(messages: readonly NewMessage[], tag: number): Record<Parameter, () => unknown> {
+function valuesOf(messages: readonly NewMessage[], { several }: Asked, tag: number): Record<Parameter, () => unknown> {
   const texts = (read: (message: NewMessage) => string | undefined) => () => textArray(messages.map(read))
   const ofToken = (read: (token: PushToken) => string) => texts(({ pushToken }) => pushToken && read(pushToken))
   const sessions = once(() => sessionsOf(messages))
@@ -143,7 +144,7 @@ function valuesOf(messages: readonly NewMessage[], tag: number): Record<Paramete
     lease_ms: () => sessions().find((session) => session)?.leaseMs ?? 0,
     at_most_messages: () => bounds().find((bound) => bound)?.messages ?? 0,
     connection_id: texts((message) => message.connectionId),
-    dids: texts((message) => arrayLiteral(message.recipientDids)),
+    dids: texts(({ recipientDids }) => (several ? arrayLiteral(recipientDids) : recipientDids[0])),
     bytes: () => intArray(messages.map((message) => message.payloadBytes)),
     received_at: texts((message) => message.receivedAt),
     idempotency_key: texts((message) => message.idempotencyKey),
