@@ -7,7 +7,7 @@ import { createIntake } from '../src/intake.js'
 import { createJsonRpc, failure, type Method } from '../src/jsonrpc.js'
 import type { Socket } from '../src/delivery.js'
 import { createOpenRpc } from '../src/openrpc.js'
-import { textFrame } from '../src/text-frame.js'
+import { shortFrame, textFrame } from '../src/text-frame.js'
 import { createWireMethods } from '../src/wire-methods.js'
 
 const SERVICE_RESTART = 1012
@@ -61,6 +61,7 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
     }
     const wire = request.raw.socket
     let isCorked = false
+    let gathered = '' // short frames
     const caller = { socket, client: request.client }
     const order = createArrivalOrder()
     const intake = createIntake({
@@ -87,11 +88,24 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
         wire.cork()
         process.nextTick(uncork)
       }
+      const short = onSent ? undefined : shortFrame(text)
+      if (short !== undefined) {
+        gathered += short
+        return
+      }
+      writeGathered()
       wire.write(textFrame(text), onSent)
+    }
+
+    function writeGathered(): void {
+      if (gathered === '') return
+      wire.write(gathered, 'latin1')
+      gathered = ''
     }
 
     function uncork(): void {
       isCorked = false
+      writeGathered()
       wire.uncork()
     }
 

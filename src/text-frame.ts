@@ -22,3 +22,14 @@ export function textFrame(text: string): Buffer {
   frame.write(text, header, bytes === text.length ? 'latin1' : 'utf8') // of ASCII they are the same, and one is a copy
   return frame
 }
+
+const MAX_SHORT = 125
+
+/**
+ * The same frame as a string of which each character is one byte ('latin1'), for a short text of ASCII; otherwise undefined. Many short answers leave
+ * as one string, without a buffer and a write for each of them.
+ */
+export function shortFrame(text: string): string | undefined {
+  const { length } = text
+  return length <= MAX_SHORT && Buffer.byteLength(text) === length ? `\x81${String.fromCharCode(length)}${text}` : undefined
+}
