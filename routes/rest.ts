@@ -34,7 +34,7 @@ export default async function restRoutes(app: FastifyInstance): Promise<void> {
   app.addContentTypeParser('application/json', { parseAs: 'buffer' }, async (_request: FastifyRequest, body: Buffer) => {
     if (body.length === 0) return undefined
     if (!isUtf8(body)) throw new CallError('parse_error', 'Parse error: this is not UTF-8.')
-    return parseJson(body.toString(), limits.maxDepth, 'body')
+    return parseJson(body, limits.maxDepth, 'body')
   })
 
   for (const call of calls.byName.values()) serve(app, call, 'mediator', tagOf(call.operation.http), () => ({}))

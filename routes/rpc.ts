@@ -114,7 +114,7 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
       if (!socket.isOpen) return
       if (isBinary)
         return webSocket.send(failure('null', new CallError('invalid_request', 'Calls must be text frames with JSON; this one is binary.')))
-      intake.accept(data.toString())
+      intake.accept(data)
     })
     webSocket.on('close', () => {
       intake.close()

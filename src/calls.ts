@@ -3,7 +3,7 @@ import { TypeCompiler, ValueErrorType, type TypeCheck, type ValueError } from '@
 import type { ArrivalOrder } from './arrival-order.js'
 import type { Operation } from './contract.js'
 import { CallError, toCallError, type ErrorName } from './errors.js'
-import type { JsonText } from './json.js'
+import type { JsonBytes } from './json.js'
 import type { Caller } from './pickup.js'
 import type { RateLimit } from './rate-limit.js'
 import type { Saturation } from './saturation.js'
@@ -16,7 +16,7 @@ export interface Call {
   readonly name: string
   readonly operation: Operation
   /** Checks the parameters and runs the operation. @returns the result as JSON text. @throws CallError */
-  run(params: unknown, payload: JsonText | undefined, caller: Caller, order?: ArrivalOrder): Promise<CallResult>
+  run(params: unknown, payload: JsonBytes | undefined, caller: Caller, order?: ArrivalOrder): Promise<CallResult>
 }
 
 export interface CallResult {
@@ -158,7 +158,7 @@ function timeout(deadlineMs: number): CallError {
 }
 
 /** The parameters as the operation wants them: checked, and the payload as the text that came in. */
-function bind(check: TypeCheck<TObject>, input: unknown, payload: JsonText | undefined): Record<string, unknown> {
+function bind(check: TypeCheck<TObject>, input: unknown, payload: JsonBytes | undefined): Record<string, unknown> {
   if (typeof input !== 'object' || input === null || Array.isArray(input)) {
     throw new CallError('invalid_params', 'Params must be an object with the parameters by name.', { field: 'params' })
   }

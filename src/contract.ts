@@ -1,5 +1,5 @@
 import { FormatRegistry, Type, type Static, type TObject, type TSchema } from '@sinclair/typebox'
-import type { JsonText } from './json.js'
+import type { JsonBytes, JsonText } from './json.js'
 import type { StoredMessage } from './ports.js'
 
 /** What one call may ask for. semantics: every one is a setting, and the error that refuses a call names it. */
@@ -67,7 +67,7 @@ const EXAMPLE_ENVELOPE = {
   iv: 'b8jJXwJZxQ0',
   ciphertext: 'q2v5Yl0',
   tag: 'x3Yk0w',
-} as unknown as JsonText // the example shows the value; inside the service it is text
+} as never // the example shows the value; inside the service it is text
 
 /** @see src/errors.ts for what any of these may answer instead of its result. */
 export function createContract(limits: Limits) {
@@ -76,8 +76,8 @@ export function createContract(limits: Limits) {
   const recipientDid = (description: string) => text(limits.maxDidLength, description)
   const sessionId = (description: string) => text(limits.maxConnectionIdLength, description)
   const messageId = (description: string) => Type.String({ description })
-  const envelope = (description: string) =>
-    Type.Unsafe<JsonText>({
+  const envelope = <Json extends JsonText | JsonBytes>(description: string) =>
+    Type.Unsafe<Json>({
       ...Type.Union([Type.Object({}, { additionalProperties: true }), Type.String({ minLength: 1 })]),
       description,
     })
@@ -88,7 +88,7 @@ export function createContract(limits: Limits) {
         format: 'date-time',
         description: 'When the message was accepted, or what addMessage gave as receivedAt.',
       }),
-      encryptedMessage: envelope('The payload of addMessage, unchanged.'),
+      encryptedMessage: envelope<JsonText>('The payload of addMessage, unchanged.'),
     },
     { title: 'QueuedMessage' },
   )
@@ -113,7 +113,7 @@ export function createContract(limits: Limits) {
           maxItems: limits.maxRecipientDids,
           description: 'The DIDs the message is addressed to.',
         }),
-        payload: envelope('The encrypted message, a JSON object or a string. It comes back unchanged.'),
+        payload: envelope<JsonBytes>('The encrypted message, a JSON object or a string. It comes back unchanged.'),
         receivedAt: Type.Optional(
           Type.String({
             format: 'date-time',

@@ -1,4 +1,5 @@
 import { stringifyMessages } from './contract.js'
+import type { JsonText } from './json.js'
 import { toCallError, type ErrorName } from './errors.js'
 import type { Added, Clock, DeliverableMessage, MessageStore, NewMessage } from './ports.js'
 
@@ -126,7 +127,13 @@ export function createDelivery({ store, now, leaseMs, isOpen, onOver, announce, 
         announce(connectionId) // for a session that is newer than ours it is not in flight
       } else {
         enterWindow(recipient, added.id, payloadBytes, until)
-        sendSoon(recipient, { id: added.id, receivedAt: added.claimed.receivedAt, encryptedMessage: payload, payloadBytes, deliveries: 1 })
+        sendSoon(recipient, {
+          id: added.id,
+          receivedAt: added.claimed.receivedAt,
+          encryptedMessage: payload.toString() as JsonText,
+          payloadBytes,
+          deliveries: 1,
+        })
       }
       return added
     } catch (error) {

@@ -21,9 +21,9 @@ export interface IntakeOptions {
   maxCalls: number
   now: Clock
   /** Answers a frame that has waited here; tells how many calls are in it before it returns. */
-  answer(frame: string, onCalls: (calls: number) => void, waitedMs: number): Promise<string | undefined>
+  answer(frame: Buffer, onCalls: (calls: number) => void, waitedMs: number): Promise<string | undefined>
   /** Answers a frame whose calls will not be made. */
-  refuse(frame: string): Promise<string | undefined>
+  refuse(frame: Buffer): Promise<string | undefined>
   /** `onSent` is called when the text has left this process, or could not. */
   send(text: string, onSent: () => void): void
   /** The sender does not take its answers. */
@@ -34,12 +34,12 @@ export interface IntakeOptions {
 }
 
 export function createIntake({ maxCalls, now, answer, refuse, send, isClogged, pause, resume, onError }: IntakeOptions) {
-  const waiting: { frame: string; since: number }[] = []
+  const waiting: { frame: Buffer; since: number }[] = []
   let inFlight = 0
   let timer: NodeJS.Timeout | undefined
 
   return {
-    accept(frame: string): void {
+    accept(frame: Buffer): void {
       if (waiting.length === 0 && hasRoom()) return begin(frame, answer, 0)
       waiting.push({ frame, since: now() })
       if (waiting.length > 1) return
@@ -57,7 +57,7 @@ export function createIntake({ maxCalls, now, answer, refuse, send, isClogged, p
     return inFlight < maxCalls && !isClogged()
   }
 
-  function begin(frame: string, answer: IntakeOptions['answer'], waitedMs: number): void {
+  function begin(frame: Buffer, answer: IntakeOptions['answer'], waitedMs: number): void {
     let calls = 1
     const done = () => {
       inFlight -= calls

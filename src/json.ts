@@ -1,12 +1,16 @@
 import { CallError } from './errors.js'
 
 declare const jsonText: unique symbol
+declare const jsonBytes: unique symbol
 
 /**
  * The text of one JSON value. A payload travels through the service in this form and is never parsed into a value
  * that is written out again: `JSON.stringify(JSON.parse(x))` changes numbers past 2^53, escapes and key order.
  */
 export type JsonText = string & { readonly [jsonText]: true }
+
+/** The same in UTF-8, a part of what came in: on its way to the store a payload need not be measured, copied or collected. */
+export type JsonBytes = Buffer & { readonly [jsonBytes]: true }
 
 export interface ParsedJson {
   value: unknown
@@ -16,7 +20,7 @@ export interface ParsedJson {
 
 export interface CallTexts {
   /** Of the `payload` field. */
-  payload: JsonText | undefined
+  payload: JsonBytes | undefined
   /** Of the `id`: a number past 2^53 would come back as another one. */
   id: string | undefined
 }
@@ -37,8 +41,9 @@ const CLOSE_BRACE = 125
  *
  * @throws CallError `too_deep`, `parse_error`
  */
-export function parseJson(text: string, maxDepth: number, shape: 'rpc' | 'body'): ParsedJson {
-  const texts = findTexts(text, maxDepth, shape)
+export function parseJson(bytes: Buffer, maxDepth: number, shape: 'rpc' | 'body'): ParsedJson {
+  const text = bytes.toString()
+  const texts = findTexts(text, bytes, maxDepth, shape)
   try {
     return { value: JSON.parse(text) as unknown, texts }
   } catch {
@@ -47,9 +52,9 @@ export function parseJson(text: string, maxDepth: number, shape: 'rpc' | 'body')
 }
 
 /** Correct for valid JSON; for anything else it only has to end, because `JSON.parse` has the last word. */
-function findTexts(text: string, maxDepth: number, shape: 'rpc' | 'body'): CallTexts[] {
+function findTexts(text: string, bytes: Buffer, maxDepth: number, shape: 'rpc' | 'body'): CallTexts[] {
   const before: CallTexts[] = [] // the calls of a batch that have ended
-  let payload: JsonText | undefined
+  let payload: JsonBytes | undefined
   let id: string | undefined
   let payloadDepth = shape === 'rpc' ? 2 : 1
   let depth = 0
@@ -93,7 +98,7 @@ function findTexts(text: string, maxDepth: number, shape: 'rpc' | 'body'): CallT
       case CLOSE_BRACE:
       case CLOSE_BRACKET:
         if (payloadStart >= 0 && depth === payloadDepth) {
-          payload = text.slice(payloadStart, i).trim() as JsonText
+          payload = valueAt(text, bytes, payloadStart, i)
           payloadStart = -1
         }
         if (idStart >= 0 && depth === payloadDepth - 1) {
@@ -115,6 +120,19 @@ function findTexts(text: string, maxDepth: number, shape: 'rpc' | 'body'): CallT
     }
   }
   return before.length === 0 ? [{ payload, id }] : [...before, { payload, id }]
+}
+
+/** The value between two places of the text, without the space around it. */
+function valueAt(text: string, bytes: Buffer, start: number, end: number): JsonBytes {
+  while (isSpace(text.charCodeAt(start))) start++
+  while (end > start && isSpace(text.charCodeAt(end - 1))) end--
+  // With as many bytes as characters it is ASCII, and each character is where its byte is.
+  return (bytes.length === text.length ? bytes.subarray(start, end) : Buffer.from(text.slice(start, end))) as JsonBytes
+}
+
+/** [RFC 8259 2] */
+function isSpace(code: number): boolean {
+  return code === 0x20 || code === 0x0a || code === 0x0d || code === 0x09
 }
 
 function endOfString(text: string, start: number): number {

@@ -1,7 +1,7 @@
 import type { ArrivalOrder } from './arrival-order.js'
 import type { CallResult } from './calls.js'
 import { CallError, toCallError } from './errors.js'
-import { parseJson, type CallTexts, type JsonText } from './json.js'
+import { parseJson, type CallTexts, type JsonBytes } from './json.js'
 import type { Caller } from './pickup.js'
 
 /**
@@ -10,7 +10,7 @@ import type { Caller } from './pickup.js'
  */
 
 export interface Method {
-  run(params: unknown, payload: JsonText | undefined, caller: Caller, order?: ArrivalOrder): Promise<CallResult>
+  run(params: unknown, payload: JsonBytes | undefined, caller: Caller, order?: ArrivalOrder): Promise<CallResult>
 }
 
 export interface JsonRpcOptions {
@@ -24,14 +24,19 @@ export interface JsonRpcOptions {
 }
 
 /** `onCalls` is told how many calls are in the frame, before this returns. */
-export type JsonRpc = (text: string, caller: Caller, order?: ArrivalOrder, onCalls?: (calls: number) => void) => Promise<string | undefined>
+export type JsonRpc = (
+  frame: Buffer,
+  caller: Caller,
+  order?: ArrivalOrder,
+  onCalls?: (calls: number) => void,
+) => Promise<string | undefined>
 
 /** @returns a function that answers one frame; `undefined` when nothing is to be answered (notifications). */
 export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }: JsonRpcOptions): JsonRpc {
-  return function answer(text, caller, order, onCalls) {
+  return function answer(frame, caller, order, onCalls) {
     let parsed
     try {
-      parsed = parseJson(text, maxDepth, 'rpc')
+      parsed = parseJson(frame, maxDepth, 'rpc')
     } catch (error) {
       return Promise.resolve(failure('null', error))
     }

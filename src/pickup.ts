@@ -36,7 +36,7 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
   return {
     // Not an async function: most calls are this one, docs/decisions/0008.
     addMessage({ connectionId, recipientDids, payload, receivedAt, idempotencyKey, pushNotificationToken, token }, { socket }) {
-      const payloadBytes = Buffer.byteLength(payload)
+      const payloadBytes = payload.length
       if (payloadBytes > limits.maxPayloadBytes) {
         throw new CallError(
           'payload_too_large',

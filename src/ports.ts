@@ -1,4 +1,4 @@
-import type { JsonText } from './json.js'
+import type { JsonBytes, JsonText } from './json.js'
 
 /**
  * What the queue needs from the world. Each port states the promise that every backend keeps; `test/contracts/` holds
@@ -8,7 +8,7 @@ import type { JsonText } from './json.js'
 export interface NewMessage {
   connectionId: string
   recipientDids: readonly string[]
-  payload: JsonText
+  payload: JsonBytes
   payloadBytes: number
   /** ISO 8601; the store's own time when absent. */
   receivedAt?: string

@@ -16,13 +16,14 @@ function createFixture(maxCalls: number) {
   const intake = createIntake({
     maxCalls,
     now: () => state.now,
-    answer(frame, onCalls) {
+    answer(bytes, onCalls) {
+      const frame = bytes.toString()
       begun.push(frame)
       onCalls(Number(frame.split(' ')[1] ?? 1))
       return new Promise((resolve) => running.set(frame, () => resolve(`answer to ${frame}`)))
     },
     refuse: async (frame) => {
-      refused.push(frame)
+      refused.push(frame.toString())
       return undefined
     },
     send: (_text, onSent) => (state.sends ? onSent() : unsent.push(onSent)),
@@ -37,7 +38,7 @@ function createFixture(maxCalls: number) {
     running.get(frame)!()
     await new Promise(setImmediate)
   }
-  return { intake, begun, refused, unsent, state, finish }
+  return { intake: { ...intake, accept: (frame: string) => intake.accept(Buffer.from(frame)) }, begun, refused, unsent, state, finish }
 }
 
 t.test('as many calls as the limit run, the next waits, in order, and the socket is not read until it has begun', async (t) => {

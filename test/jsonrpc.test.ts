@@ -1,6 +1,6 @@
 import t, { type Test } from 'tap'
 import { CallError } from '../src/errors.js'
-import { parseJson, type JsonText } from '../src/json.js'
+import { parseJson } from '../src/json.js'
 import { createJsonRpc, type Method } from '../src/jsonrpc.js'
 import { mulberry32 } from './helpers/random.js'
 
@@ -9,7 +9,7 @@ const MAX_BATCH = 10
 
 /** What methods were called with, and what was logged. */
 interface Seen {
-  calls: { method: string; params: any; payload: JsonText | undefined }[]
+  calls: { method: string; params: any; payload: string | undefined }[]
   errors: { error: unknown; method: string }[]
 }
 
@@ -19,7 +19,7 @@ function createService(dialect?: (method: string, value: unknown) => string | un
     name,
     {
       run: async (params, payload) => {
-        seen.calls.push({ method: name, params, payload })
+        seen.calls.push({ method: name, params, payload: payload?.toString() })
         const value = answer(params)
         return { value, text: JSON.stringify(value) }
       },
@@ -51,7 +51,7 @@ function createService(dialect?: (method: string, value: unknown) => string | un
     onError: (error, method) => seen.errors.push({ error, method }),
     ...(dialect ? { dialect } : {}),
   })
-  return { seen, answer: (text: string) => answer(text, {}) }
+  return { seen, answer: (text: string) => answer(Buffer.from(text), {}) }
 }
 
 /** The answer without the words of an error, of which the specification fixes only the code. Checks the form of every reply. */
@@ -343,6 +343,12 @@ const PAYLOADS = [
   '-1.5e-7',
 ]
 
+/** As the frame or body of this text is parsed; payloads as text. */
+function parse(text: string, maxDepth: number, shape: 'rpc' | 'body') {
+  const { value, texts } = parseJson(Buffer.from(text), maxDepth, shape)
+  return { value, texts: texts.map(({ payload, id }) => ({ payload: payload?.toString(), id })) }
+}
+
 const SHAPES: [name: string, shape: 'rpc' | 'body', place: number, wrap: (payload: string) => string][] = [
   ['a call', 'rpc', 0, (payload) => `{"jsonrpc":"2.0","method":"m","params":{"payload":${payload}},"id":1}`],
   ['a call with spaces', 'rpc', 0, (payload) => ` { "params" : { "a" : "b" , "payload" :\n\t ${payload} \r\n, "c" : [ 1 ] } } `],
@@ -354,7 +360,7 @@ t.test('the text of a payload is kept to the byte', async (t) => {
   for (const [name, shape, place, wrap] of SHAPES) {
     for (const payload of PAYLOADS) {
       const text = wrap(payload)
-      const { value, texts } = parseJson(text, 64, shape)
+      const { value, texts } = parse(text, 64, shape)
       t.equal(texts[place]?.payload, payload, `in ${name}`) // not named after the payload: TAP would read it
       t.equal(JSON.stringify(value), JSON.stringify(JSON.parse(text)), 'the value is that of JSON.parse')
     }
@@ -362,7 +368,7 @@ t.test('the text of a payload is kept to the byte', async (t) => {
 })
 
 const payloadsOf = (text: string, shape: 'rpc' | 'body' = 'rpc') =>
-  Object.fromEntries(parseJson(text, 64, shape).texts.flatMap(({ payload }, place) => (payload === undefined ? [] : [[place, payload]])))
+  Object.fromEntries(parse(text, 64, shape).texts.flatMap(({ payload }, place) => (payload === undefined ? [] : [[place, payload]])))
 
 t.test('of two payloads in one object the last wins, as in JSON.parse', async (t) => {
   t.strictSame(payloadsOf('{"params":{"payload":{"a":1},"payload":{"b":2}}}'), { 0: '{"b":2}' })
@@ -404,7 +410,7 @@ t.test('a payload after nested ones of the same name is still found', async (t) 
 })
 
 t.test('a __proto__ key is data and pollutes nothing', async (t) => {
-  const { value } = parseJson('{"params":{"__proto__":{"polluted":true},"constructor":{"prototype":{"polluted":true}}}}', 64, 'rpc')
+  const { value } = parse('{"params":{"__proto__":{"polluted":true},"constructor":{"prototype":{"polluted":true}}}}', 64, 'rpc')
   t.ok(Object.hasOwn((value as { params: object }).params, '__proto__'))
   t.equal(({} as { polluted?: unknown }).polluted, undefined)
   t.equal((value as { params: { polluted?: unknown } }).params.polluted, undefined)
@@ -413,7 +419,7 @@ t.test('a __proto__ key is data and pollutes nothing', async (t) => {
 t.test('invalid JSON is a parse error, whatever it breaks off in', async (t) => {
   const text = '[{"jsonrpc":"2.0","params":{"payload":{"a":"\\"\\\\","b":[1,{"c":null}]}},"id":1}]'
   for (let end = 0; end < text.length; end++) {
-    t.throws(() => parseJson(text.slice(0, end), 64, 'rpc'), { code: 'parse_error' }, text.slice(0, end))
+    t.throws(() => parse(text.slice(0, end), 64, 'rpc'), { code: 'parse_error' }, text.slice(0, end))
   }
 })
 
@@ -484,19 +490,20 @@ function expectedPayloads(value: unknown, shape: 'rpc' | 'body'): Map<number, st
 }
 
 /** @returns what is wrong with how parseJson understands `text`, or undefined */
-function disagreement(text: string, shape: 'rpc' | 'body'): string | undefined {
+function disagreement(made: string, shape: 'rpc' | 'body'): string | undefined {
+  const text = Buffer.from(made).toString() // bytes that are UTF-8 have no lone surrogates
   let value: unknown
   try {
     value = JSON.parse(text)
   } catch {
     try {
-      parseJson(text, 64, shape)
+      parse(text, 64, shape)
       return 'accepted, although it is not JSON'
     } catch (error) {
       return error instanceof CallError && error.code === 'parse_error' ? undefined : `threw ${String(error)}`
     }
   }
-  const parsed = parseJson(text, 64, shape)
+  const parsed = parse(text, 64, shape)
   if (JSON.stringify(parsed.value) !== JSON.stringify(value)) return 'another value'
   for (const [place, payload] of expectedPayloads(value, shape)) {
     const found = parsed.texts[place]?.payload

@@ -5,9 +5,9 @@ import pg from 'pg'
 import t from 'tap'
 import { createInProcessPubSub } from '../plugins/pubsub/in-process.js'
 import { CallError } from '../src/errors.js'
-import type { JsonText } from '../src/json.js'
 import { createLiveSessions } from '../src/live-sessions.js'
 import type { MessageStore } from '../src/ports.js'
+import { jsonBytes } from './helpers/json.js'
 import { silent } from './helpers/postgres.js'
 import { DID, connect, message, newConnectionId, startService, type TestSocket } from './helpers/service.js'
 
@@ -307,7 +307,7 @@ t.test('a delivery that failed is tried again within a second or two, and not wh
         throw new CallError('unavailable', 'as if the database were away')
       }
     })
-    const payload = JSON.stringify({ ciphertext: `message ${round}` }) as JsonText
+    const payload = jsonBytes(JSON.stringify({ ciphertext: `message ${round}` }))
     await store.add({ connectionId, recipientDids: [DID], payload, payloadBytes: payload.length })
     pubsub.publish(connectionId)
     await failed
@@ -424,7 +424,7 @@ async function heldHere(changed: Partial<MessageStore> = {}) {
   const socket = collecting()
   await liveSessions.add(connectionId, 's', socket)
   const adding = (text: string, add: MessageStore['add']) => {
-    const payload = JSON.stringify({ text }) as JsonText
+    const payload = jsonBytes(JSON.stringify({ text }))
     return liveSessions.adding({ connectionId, recipientDids: [DID], payload, payloadBytes: payload.length }, add)
   }
   return { connectionId, liveSessions, adding, store, socket }

@@ -9,6 +9,7 @@ import { createQuery } from '../plugins/storage/query.js'
 import { administrationContract } from './contracts/administration.js'
 import { pushOutboxContract } from './contracts/push-outbox.js'
 import { storeContract } from './contracts/store.js'
+import { jsonBytes } from './helpers/json.js'
 import { silent as log } from './helpers/postgres.js'
 import { openPool, testDatabase } from './helpers/service.js'
 
@@ -105,7 +106,7 @@ t.test('a role without DDL rights can run the service on a migrated database, an
   await migrateDatabase(asRole, { apply: true, log })
   const pool = openPool(t, { ...asRole, max: 2 })
   const store = createPostgresStore({ query: createQuery(pool), messageTtlSeconds: 0, pushes: false })
-  const { id } = await store.add({ connectionId: 'c', recipientDids: ['did:x'], payload: '{}' as never, payloadBytes: 2 })
+  const { id } = await store.add({ connectionId: 'c', recipientDids: ['did:x'], payload: jsonBytes('{}'), payloadBytes: 2 })
   await store.remove('c', [id])
   t.equal(await store.count('c'), 0)
 })

@@ -5,8 +5,8 @@ import { migrateDatabase } from '../plugins/storage/migrate.js'
 import { createPostgresSessions, type PostgresSessions } from '../plugins/storage/postgres-sessions.js'
 import { createPostgresStore } from '../plugins/storage/postgres-store.js'
 import { createQuery } from '../plugins/storage/query.js'
-import type { JsonText } from '../src/json.js'
 import type { MessageStore, NewMessage } from '../src/ports.js'
+import { jsonBytes } from './helpers/json.js'
 import { createQueueModel, type QueueModel } from './helpers/queue-model.js'
 import { silent } from './helpers/postgres.js'
 import { openPool, testDatabase } from './helpers/service.js'
@@ -105,7 +105,7 @@ async function play(steps: Step[], pair: Pair<MessageStore>): Promise<void> {
 
 /** Messages are the same when they have as many bytes. */
 function toMessage(connectionId: string, { dids, bytes, key }: { dids: string[]; bytes: number; key: string | undefined }): NewMessage {
-  return { connectionId, recipientDids: dids, payload: `{"bytes":${bytes}}` as JsonText, payloadBytes: bytes, idempotencyKey: key }
+  return { connectionId, recipientDids: dids, payload: jsonBytes(`{"bytes":${bytes}}`), payloadBytes: bytes, idempotencyKey: key }
 }
 
 interface Context {
@@ -217,7 +217,7 @@ const wrong: Record<string, Partial<MessageStore>> = {
   'forgets deleteMessages': { take: (take) => store.take({ ...take, remove: false }) },
   'widens by recipientDid': { take: (take) => store.take({ ...take, recipientDid: undefined }) },
   'forgets a key with its message': {
-    add: (message) => store.add(message.claimFor ? message : { ...message, payload: `${message.payload} ` as JsonText }),
+    add: (message) => store.add(message.claimFor ? message : { ...message, payload: jsonBytes(`${message.payload.toString()} `) }),
   },
   'claims for a session that is over': {
     add: async (message) => ({ ...(await store.add(message)), ...(message.claimFor && { claimed: { receivedAt: '' } }) }),

@@ -5,8 +5,8 @@ import { createPostgresStore } from '../plugins/storage/postgres-store.js'
 import { createPostgresSessions } from '../plugins/storage/postgres-sessions.js'
 import { createQuery, type Query } from '../plugins/storage/query.js'
 import { tallyStatements } from '../plugins/storage/tallies.js'
-import type { JsonText } from '../src/json.js'
 import type { MessageStore } from '../src/ports.js'
+import { jsonBytes } from './helpers/json.js'
 import { silent } from './helpers/postgres.js'
 import { openPool, testDatabase } from './helpers/service.js'
 import { until } from './helpers/until.js'
@@ -74,7 +74,7 @@ t.test('a tally says what is there in every snapshot, whatever is written meanwh
     while (performance.now() < end) await what(one(connections))
   }
 
-  const payload = '{}' as JsonText
+  const payload = jsonBytes('{}')
   const seen = { compared: 0, wrong: [] as Compared[] }
   await Promise.all([
     ...Array.from({ length: 3 }, () =>

@@ -2,7 +2,7 @@ import { randomInt } from 'node:crypto'
 import { CallError } from '../../src/errors.js'
 import type { Added, MessageStore, NewMessage, PushToken } from '../../src/ports.js'
 import { addStatement, type Asked, type Parameter } from './add-statements.js'
-import { bigintArray, intArray, textArray } from './binary-array.js'
+import { bigintArray, intArray, textArray, utf8Array } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
 import { formatId, MAX_TAG, parseId } from './message-id.js'
 import { hashOf } from './owing.js'
@@ -155,7 +155,7 @@ function valuesOf(messages: readonly NewMessage[], { several }: Asked, tag: numb
     type: ofToken(({ type }) => type),
     project: ofToken(({ project }) => project ?? ''),
     token: ofToken(({ token }) => token),
-    payload: texts((message) => message.payload),
+    payload: () => utf8Array(messages.map(({ payload }) => payload)),
   }
 }
 

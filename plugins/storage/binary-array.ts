@@ -28,6 +28,21 @@ export function textArray(texts: readonly (string | null | undefined)[]): Buffer
   return array
 }
 
+/** For a parameter of type text[], from UTF-8. */
+export function utf8Array(texts: readonly Buffer[]): Buffer {
+  const array = header(
+    texts.reduce((size, { length }) => size + 4 + length, HEADER_BYTES),
+    TEXT,
+    texts.length,
+  )
+  let at = HEADER_BYTES
+  for (const text of texts) {
+    at = array.writeInt32BE(text.length, at)
+    at += text.copy(array, at)
+  }
+  return array
+}
+
 /** For a parameter of type int[]. */
 export function intArray(values: readonly number[]): Buffer {
   const array = header(HEADER_BYTES + 8 * values.length, INT4, values.length)

@@ -1,6 +1,6 @@
 import type { Test } from 'tap'
-import type { JsonText } from '../../src/json.js'
 import type { Administration, MessageStore, NewMessage, Page, PageRequest, SessionDirectory } from '../../src/ports.js'
+import { jsonBytes } from '../helpers/json.js'
 
 export interface AdministrationUnderTest {
   administration: Administration
@@ -15,7 +15,7 @@ const DID = 'did:example:of-nobody-else'
 /** The contract of the port Administration, on data of its own. Every backend runs it. */
 export async function administrationContract(t: Test, { administration, store, sessions, alter }: AdministrationUnderTest): Promise<void> {
   const message = (connectionId: string, payloadBytes: number, more: Partial<NewMessage> = {}): NewMessage => {
-    const payload = '{"ciphertext":"a secret text"}' as JsonText
+    const payload = jsonBytes('{"ciphertext":"a secret text"}')
     return { connectionId, recipientDids: [DID], payload, payloadBytes, ...more }
   }
   const fill = (connectionId: string, count: number, payloadBytes = 10) =>

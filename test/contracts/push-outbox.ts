@@ -1,8 +1,8 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Test } from 'tap'
-import type { JsonText } from '../../src/json.js'
 import type { DuePush, MessageStore, NewMessage, PushOutbox, PushToken, SessionDirectory } from '../../src/ports.js'
+import { jsonBytes } from '../helpers/json.js'
 
 /** The end of a session is looked at after a while (1.5 s), and that has to be over. */
 const AFTER_SESSION_MS = 1_700
@@ -29,7 +29,7 @@ export async function pushOutboxContract(t: Test, { stores, outboxes, sessions, 
   }
   const newId = () => randomUUID()
   const message = (connectionId: string, pushToken?: PushToken): NewMessage => ({
-    ...{ connectionId, recipientDids: ['did:x'], payload: '{}' as JsonText, payloadBytes: 2, pushToken },
+    ...{ connectionId, recipientDids: ['did:x'], payload: jsonBytes('{}'), payloadBytes: 2, pushToken },
   })
   const add = async (own: MessageStore, connectionId: string, pushToken?: PushToken) => own.add(message(connectionId, pushToken))
   const tokens = (pushes: DuePush[]) => pushes.map(({ token }) => token.token)

@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto'
 import type { CallError } from '../../src/errors.js'
 import type { JsonText } from '../../src/json.js'
 import type { Added, MessageStore, NewMessage, SessionDirectory } from '../../src/ports.js'
+import { jsonBytes } from '../helpers/json.js'
 
 export interface StoreUnderTest {
   /** Two stores on the same data, as two instances have them. */
@@ -20,8 +21,8 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
   const [store, other] = stores
   const newId = () => randomUUID()
   const message = (connectionId: string, text: string, more: Partial<NewMessage> = {}): NewMessage => {
-    const payload = JSON.stringify({ ciphertext: text }) as JsonText
-    return { connectionId, recipientDids: [DID_A], payload, payloadBytes: Buffer.byteLength(payload), ...more }
+    const payload = jsonBytes(JSON.stringify({ ciphertext: text }))
+    return { connectionId, recipientDids: [DID_A], payload, payloadBytes: payload.length, ...more }
   }
   const take = { limit: 1_000, limitBytes: 8_000_000, remove: false, leaseMs: 30_000 }
   const claim = { limit: 256, limitBytes: 1_000_000, alone: true, leaseMs: 30_000 }
@@ -68,7 +69,7 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
       '""',
     ]
     for (const payload of payloads)
-      await store.add(message(connectionId, '', { payload: payload as JsonText, payloadBytes: payload.length }))
+      await store.add(message(connectionId, '', { payload: jsonBytes(payload), payloadBytes: payload.length }))
     t.same(
       (await store.take({ ...take, connectionId })).map(({ encryptedMessage }) => encryptedMessage),
       payloads,

@@ -9,8 +9,8 @@ import type { OperationName, Params, Result } from '../../../src/contract.js'
 /** An encrypted envelope: a JSON object or a string. It comes back as it was given. */
 export type Payload = object | string
 
-/** The service handles payloads as text; its callers handle values. */
-type PayloadText = Params<'addMessage'>['payload']
+/** The service handles payloads as text, in characters or bytes; its callers handle values. */
+type PayloadText = Params<'addMessage'>['payload'] | Result<'takeFromQueue'>[number]['encryptedMessage']
 type FromWire<T> = T extends PayloadText
   ? Payload
   : T extends readonly (infer Item)[]
