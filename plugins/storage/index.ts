@@ -46,7 +46,7 @@ const SETTLING_MS = 5_000
  * 0.1 for a count of ten, test/plans.test.ts). Generic plans, because planning a take anew each time costs more than taking
  * (502 against 218 µs); no JIT, because compiling costs more than any of these statements.
  */
-const PLANNER = 'SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; SET plan_cache_mode = force_generic_plan'
+export const PLANNER = 'SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; SET plan_cache_mode = force_generic_plan'
 
 /**
  * Decorates `store`, `sessions`, `pushOutbox` and `administration`, all on one Postgres: that of DATABASE_URL, or an embedded one that
