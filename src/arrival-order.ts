@@ -11,6 +11,9 @@ export interface ArrivalOrder {
   run<T>(key: string, overlaps: string | undefined, task: () => Promise<T>): Promise<T>
 }
 
+/** So many lines in which nobody is are kept: to make and to lose one for each call costs more than the rest of it. */
+const MAX_EMPTY_LINES = 1_000
+
 interface Line {
   /** Of the tasks that run now. */
   overlaps: string | undefined
@@ -21,43 +24,49 @@ interface Line {
 
 export function createArrivalOrder(): ArrivalOrder {
   const lines = new Map<string, Line>()
+  let mostLines = MAX_EMPTY_LINES
 
   return {
     // A lone call, which most are, waits for nobody: it begins at once.
     run(key, overlaps, task) {
-      const line = lines.get(key)
-      if (!line) {
-        const alone = { overlaps, running: 1, waiting: undefined }
-        lines.set(key, alone)
-        return begin(key, alone, task)
-      }
-      if (!line.waiting && overlaps !== undefined && line.overlaps === overlaps) {
+      const line = lineOf(key)
+      if (line.running === 0 || (!line.waiting && overlaps !== undefined && line.overlaps === overlaps)) {
+        line.overlaps = overlaps
         line.running++
-        return begin(key, line, task)
+        return begin(line, task)
       }
       const waiting = (line.waiting ??= [])
       return new Promise((resolve, reject) => {
-        waiting.push({ overlaps, begin: () => void begin(key, line, task).then(resolve, reject) })
+        waiting.push({ overlaps, begin: () => void begin(line, task).then(resolve, reject) })
       })
     },
   }
 
-  function begin<T>(key: string, line: Line, task: () => Promise<T>): Promise<T> {
+  function lineOf(key: string): Line {
+    let line = lines.get(key)
+    if (line) return line
+    if (lines.size >= mostLines) {
+      for (const [one, { running }] of lines) if (running === 0) lines.delete(one)
+      mostLines = 2 * lines.size + MAX_EMPTY_LINES // so that those in use are not walked for each new one
+    }
+    line = { overlaps: undefined, running: 0, waiting: undefined }
+    lines.set(key, line)
+    return line
+  }
+
+  function begin<T>(line: Line, task: () => Promise<T>): Promise<T> {
     const running = task()
     const done = () => {
-      if (--line.running === 0) next(key, line)
+      if (--line.running === 0) next(line)
     }
     running.then(done, done) // before whoever waits for it goes on
     return running
   }
 
   /** Lets the next one begin, and those behind it that run together with it. */
-  function next(key: string, line: Line): void {
+  function next(line: Line): void {
     const { waiting } = line
-    if (!waiting) {
-      lines.delete(key)
-      return
-    }
+    if (!waiting) return
     const { overlaps } = waiting[0]!
     line.overlaps = overlaps
     const other = overlaps === undefined ? 1 : waiting.findIndex((one) => one.overlaps !== overlaps)

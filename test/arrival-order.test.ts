@@ -73,3 +73,18 @@ t.test('a call that fails does not keep the next from running', async (t) => {
   await t.rejects(first, { message: 'first' })
   t.same(began, ['first', 'second'])
 })
+
+t.test('calls for one key keep their order while thousands of others come and go', async (t) => {
+  const { run } = createArrivalOrder()
+  const { began, task, end } = tasks()
+  const first = run('x', undefined, task('x1'))
+  const second = run('x', undefined, task('x2'))
+  for (let i = 0; i < 5_000; i++) await run(`other ${i}`, undefined, async () => {})
+  const third = run('x', undefined, task('x3'))
+  t.same(began, ['x1'])
+  await end('x1')
+  await end('x2')
+  t.same(began, ['x1', 'x2', 'x3'])
+  await end('x3')
+  t.same(await Promise.all([first, second, third]), ['x1', 'x2', 'x3'])
+})
