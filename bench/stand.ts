@@ -49,6 +49,8 @@ export interface Place {
   start(options?: { settings?: Record<string, string | undefined>; probe?: boolean }): Promise<Instance>
   /** The ceiling: see floor.ts. */
   startFloor(): Promise<RunningServer>
+  /** The least that a durable add costs: see bare.ts. The schema must be there. */
+  startBare(): Promise<RunningServer>
   /** `redises` are those that it uses besides its own. */
   measured<Result>(
     services: readonly RunningServer[],
@@ -103,6 +105,7 @@ async function openPlace(server: TestPostgres, redis: TestRedis, generator: Gene
       return { ...service, probe: (name, file) => request(service.child, { name, file }) }
     },
     startFloor: () => run([`${BUILT}/bench/floor.js`], {}),
+    startBare: () => run([`${BUILT}/bench/bare.js`], { DATABASE_URL: database.url }),
     async measured(services, work, redises = []) {
       for (const { pid } of services) forgetPeak(pid)
       const redisPids = [redis, ...redises].map(({ child }) => child.pid!)

@@ -79,6 +79,20 @@ t.test('every benchmark runs, and none of its messages is lost, repeated, altere
     maxBuffer: 10 * 1024 * 1024,
   })
   const { rows } = JSON.parse(stdout.trim().split('\n').at(-1)!) as { rows: Record<string, unknown[]> }
-  for (const row of ['ping', 'floor', 'add', 'drain', 'rate', 'day', 'cross', 'two', 'idle', 'storm', 'depth here 100', 'big 1 MiB day'])
+  for (const row of [
+    'ping',
+    'floor',
+    'bare',
+    'add',
+    'drain',
+    'rate',
+    'day',
+    'cross',
+    'two',
+    'idle',
+    'storm',
+    'depth here 100',
+    'big 1 MiB day',
+  ])
     t.equal(rows[row]?.length, 1, row)
 })

@@ -8,12 +8,13 @@ const RATE_SECONDS = 1
 const PAGE = 10
 
 export const one: Group = {
-  names: ['ping', 'floor', 'add', 'drain', 'rate', 'load', 'day'],
+  names: ['ping', 'floor', 'bare', 'add', 'drain', 'rate', 'load', 'day'],
   warms: true,
   async open({ generator, ...stand }) {
     const place = await stand.open()
     const service = await place.start()
     const floor = await place.startFloor()
+    const bare = await place.startBare()
     const services = [service]
     const shape = { sockets: SOCKETS, inFlight: IN_FLIGHT, payloadBytes: PAYLOAD_BYTES }
     const fixed = ({ perSecond, seconds, connections }: Pick<Size, 'perSecond' | 'seconds' | 'connections'>) => ({
@@ -61,9 +62,9 @@ export const one: Group = {
           },
         },
         {
-          // How fast are durable adds, against a handler that only answers them; what does it cost to take and remove them, and
+          // How fast are durable adds, against a handler that only answers them, and one that only stores them; what does it cost to take and remove them, and
           // what to add to an empty file that grows, or to connections of which nothing is known yet?
-          names: ['floor', 'add', 'drain'],
+          names: ['floor', 'bare', 'add', 'drain'],
           async run({ messages, connections }) {
             const load = { ...shape, messages, connections }
             await place.client.query('TRUNCATE queued_messages')
@@ -75,10 +76,14 @@ export const one: Group = {
             const atFloor = await place.measured([floor], () =>
               generator.do('add', { urls: [floor.ws], ...load, messages: messages * 2, onlyAnswers: true }),
             )
+            const atBare = await place.measured([bare], () => generator.do('add', { urls: [bare.ws], ...load, onlyAnswers: true }))
+            await place.client.query('DELETE FROM queued_messages')
+            await tableInUse()
             const added = await place.measured(services, () => generator.do('add', { urls: [service.ws], ...load }))
             const drained = await drain(added.result.refused)
             return {
               floor: sampleOf(atFloor.result, atFloor.cost),
+              bare: sampleOf(atBare.result, atBare.cost),
               add: { ...sampleOf(added.result, added.cost), faults: drained.faults },
               drain: drained,
               'add, new file': newFile,
