@@ -9,7 +9,7 @@ interface Batch {
 }
 
 /** Items are named after their key: `a1`, `b1`. Batches end when the test says so. */
-function start(options: { maxItems?: number; maxWaitingBytes?: number } = {}) {
+function start(options: { maxWaitingBytes?: number; key?: (item: string) => string } = {}) {
   const batches: Batch[] = []
   const add = createCoalescer<string, string>({
     key: (item) => item[0]!,
@@ -70,6 +70,41 @@ t.test('beside a quick batch another begins when it is as large, and no more tha
   )
 })
 
+t.test('of more than a batch holds the rest begins beside it at once, when it is no small one', async (t) => {
+  const { batches, add } = start()
+  const items = Array.from({ length: 230 }, (_, i) => String.fromCharCode(1_000 + i)) // each its own key
+  const answers = items.slice(0, 150).map(add)
+  await turn()
+  const sizes = () => batches.map(({ items }) => items.length)
+  t.same(sizes(), [100], 'of 50 it is not worth it')
+  answers.push(...items.slice(150).map(add))
+  await turn()
+  t.same(sizes(), [100, 100])
+  batches[0]!.end()
+  await turn()
+  t.same(sizes(), [100, 100], 'nor of 30')
+  batches[1]!.end()
+  await turn()
+  t.same(sizes(), [100, 100, 30])
+  batches[2]!.end()
+  t.same(
+    await Promise.all(answers),
+    items.map((item) => item.toUpperCase()),
+  )
+
+  const { batches: more, add: addMore } = start()
+  const many = items.map(addMore)
+  await turn()
+  t.same(
+    more.map(({ items }) => items.length),
+    [100, 100],
+  )
+  for (const { end } of more) end()
+  await turn()
+  more[2]!.end()
+  await Promise.all(many)
+})
+
 t.test('the next batch has left before the callers of the one before it are answered', async (t) => {
   const said: string[] = []
   const add = createCoalescer<string, string>({
@@ -87,13 +122,18 @@ t.test('the next batch has left before the callers of the one before it are answ
   t.same(said, ['a left', 'b left', 'a answered', 'b answered'])
 })
 
-t.test('beside a quick batch none begins that has only what is behind it', async (t) => {
-  const { batches, add, begun } = start()
+t.test('beside a quick batch none begins that has only what is behind it, nor is that looked through for each that comes', async (t) => {
+  let looks = 0
+  const { batches, add, begun } = start({ key: (item) => (looks++, item[0]!) })
   const first = add('a0')
   await turn()
-  const behind = Array.from({ length: 90 }, (_, i) => add(`a${i}`))
-  await turn()
+  const behind: Promise<string>[] = []
+  for (let i = 0; i < 90; i++) {
+    behind.push(add(`a${i}`))
+    await turn()
+  }
   t.same(begun(), ['a0'])
+  t.ok(looks < 3 * 90, `${looks} looks`)
   batches[0]!.end()
   await first
   await turn()

@@ -73,10 +73,12 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
   function begin(): void {
     isBeginning = false
     if (waiting.length === 0 || !hasPlace()) return
-    const all = nextBatch()
-    // What was left is behind another of its key, or did not fit: it is not looked through again for each that comes.
-    worth = Math.max(WORTH_ITEMS, all.length, 2 * waiting.length)
-    if (all.length > 0) void run({ all, isSlow: false })
+    const { all, behind } = nextBatch()
+    // What is behind another of its key is not looked through again for each that comes.
+    worth = Math.max(WORTH_ITEMS, all.length, 2 * behind)
+    if (all.length === 0) return
+    void run({ all, isSlow: false })
+    begin() // what did not fit
   }
 
   async function run(batch: Batch<Item, Result>): Promise<void> {
@@ -104,7 +106,7 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
   }
 
   /** In the order of arrival, without those that were too long in line, or that stay behind one of their key. */
-  function nextBatch(): Waiting<Item, Result>[] {
+  function nextBatch(): { all: Waiting<Item, Result>[]; behind: number } {
     const now = performance.now()
     const busy = new Set<string>()
     for (const { all } of underWay) for (const { item } of all) busy.add(key(item))
@@ -128,6 +130,6 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
       size += bytes(next.item)
     }
     waiting = seen === waiting.length ? behind : [...behind, ...waiting.slice(seen)]
-    return batch
+    return { all: batch, behind: behind.length }
   }
 }
