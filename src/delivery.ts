@@ -1,6 +1,6 @@
 import { stringifyMessages } from './contract.js'
-import type { JsonText } from './json.js'
 import { toCallError, type ErrorName } from './errors.js'
+import type { JsonText } from './json.js'
 import type { Added, Clock, DeliverableMessage, MessageStore, NewMessage } from './ports.js'
 
 /**
