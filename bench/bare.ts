@@ -4,7 +4,7 @@ import pg from 'pg'
 import { addStatement } from '../plugins/storage/add-statements.js'
 import { intArray, textArray, utf8Array } from '../plugins/storage/binary-array.js'
 import { createCoalescer } from '../plugins/storage/coalesce.js'
-import { PLANNER } from '../plugins/storage/index.js'
+import { PLANNING } from '../plugins/storage/index.js'
 import { createQuery } from '../plugins/storage/query.js'
 import { textFrame } from '../src/text-frame.js'
 import { tuneV8 } from '../src/v8.js'
@@ -14,11 +14,7 @@ import { tuneV8 } from '../src/v8.js'
  * nobody: what the service costs beside it is that. A process of its own.
  */
 tuneV8()
-const options: pg.PoolConfig & { onConnect: (client: pg.ClientBase) => Promise<unknown> } = {
-  connectionString: process.env.DATABASE_URL,
-  onConnect: (client) => client.query(PLANNER),
-}
-const query = createQuery(new pg.Pool(options))
+const query = createQuery(new pg.Pool({ connectionString: process.env.DATABASE_URL, ...PLANNING }))
 const insert = addStatement({ times: false, keys: false, claims: false, bounds: false, pushes: false, several: false })
 const TAG = 1
 

@@ -62,8 +62,8 @@ export const one: Group = {
           },
         },
         {
-          // How fast are durable adds, against a handler that only answers them, and one that only stores them; what does it cost to take and remove them, and
-          // what to add to an empty file that grows, or to connections of which nothing is known yet?
+          // How fast are durable adds, against a handler that only answers them, and one that only stores them; what does it cost to take
+          // and remove them, and what to add to an empty file that grows, or to connections of which nothing is known yet?
           names: ['floor', 'bare', 'add', 'drain'],
           async run({ messages, connections }) {
             const load = { ...shape, messages, connections }

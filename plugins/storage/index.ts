@@ -46,7 +46,10 @@ const SETTLING_MS = 5_000
  * 0.1 for a count of ten, test/plans.test.ts). Generic plans, because planning a take anew each time costs more than taking
  * (502 against 218 µs); no JIT, because compiling costs more than any of these statements.
  */
-export const PLANNER = 'SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; SET plan_cache_mode = force_generic_plan'
+const PLANNER = 'SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; SET plan_cache_mode = force_generic_plan'
+
+/** For every pool whose connections run the statements of this folder. pg waits for it. */
+export const PLANNING = { onConnect: (client: ClientBase) => client.query(PLANNER) }
 
 /**
  * Decorates `store`, `sessions`, `pushOutbox` and `administration`, all on one Postgres: that of DATABASE_URL, or an embedded one that
@@ -65,7 +68,7 @@ export default fp<{ config: Config }>(
     }
     await migrateDatabase(connection, { apply: config.MIGRATE_ON_BOOT, log: app.log })
 
-    const poolOptions: PoolConfig & { onConnect: (client: ClientBase) => Promise<unknown> } = {
+    const poolOptions: PoolConfig = {
       ...connection,
       max: config.DATABASE_POOL_SIZE,
       application_name: 'message-pickup-repository',
@@ -73,7 +76,7 @@ export default fp<{ config: Config }>(
       query_timeout: QUERY_TIMEOUT_MS,
       connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
       keepAlive: true,
-      onConnect: (client) => client.query(PLANNER),
+      ...PLANNING,
     }
     await app.register(fastifyPostgres, poolOptions)
     const { pool } = app.pg

@@ -4,7 +4,7 @@ import pg from 'pg'
 import Fastify, { type FastifyInstance, type RouteOptions } from 'fastify'
 import WebSocket from 'ws'
 import app, { serverOptions } from '../../app.js'
-import { PLANNER } from '../../plugins/storage/index.js'
+import { PLANNING } from '../../plugins/storage/index.js'
 import { readConfig } from '../../src/config.js'
 import { createDatabase, startTestPostgres } from './postgres.js'
 
@@ -76,11 +76,7 @@ export async function testDatabase(t: Teardown): Promise<string> {
 /** Its connections may be on their way out when the database is dropped, and are told so. */
 export function openPool(t: Teardown, options: pg.PoolConfig): pg.Pool {
   // As in the service: without it a statement may lock its rows in another order, and wait for another one in a circle.
-  const asInService: pg.PoolConfig & { onConnect: (client: pg.ClientBase) => Promise<unknown> } = {
-    ...options,
-    onConnect: (client) => client.query(PLANNER),
-  }
-  const pool = new pg.Pool(asInService)
+  const pool = new pg.Pool({ ...options, ...PLANNING })
   pool.on('error', () => {})
   t.teardown(() => pool.end())
   return pool
