@@ -5,11 +5,14 @@
  */
 export interface ArrivalOrder {
   /**
-   * Runs `task` after every earlier task of `key`, save that neighbours with the same `overlaps` mark run together.
-   * A task that failed does not keep the next from running. It fails by its promise and does not throw.
+   * Begins `task` when every earlier task of `key` has ended, save that neighbours with the same `overlaps` mark run together.
+   * It has ended when it calls `ended`, which it must do however it ends, and before whoever waits for it goes on; it must not throw.
    */
-  run<T>(key: string, overlaps: string | undefined, task: () => Promise<T>): Promise<T>
+  run(key: string, overlaps: string | undefined, task: Task): void
 }
+
+// It is told by a call, and not by a promise that it returns: this is on the path of every message. docs/decisions/0008
+export type Task = (ended: () => void) => void
 
 /** So many lines in which nobody is are kept: to make and to lose one for each call costs more than the rest of it. */
 const MAX_EMPTY_LINES = 1_000
@@ -19,7 +22,7 @@ interface Line {
   overlaps: string | undefined
   running: number
   /** In the order of their arrival; made when somebody has to wait. */
-  waiting: { overlaps: string | undefined; begin: () => void }[] | undefined
+  waiting: { overlaps: string | undefined; task: Task }[] | undefined
 }
 
 export function createArrivalOrder(): ArrivalOrder {
@@ -33,12 +36,10 @@ export function createArrivalOrder(): ArrivalOrder {
       if (line.running === 0 || (!line.waiting && overlaps !== undefined && line.overlaps === overlaps)) {
         line.overlaps = overlaps
         line.running++
-        return begin(line, task)
+        begin(line, task)
+      } else {
+        ;(line.waiting ??= []).push({ overlaps, task })
       }
-      const waiting = (line.waiting ??= [])
-      return new Promise((resolve, reject) => {
-        waiting.push({ overlaps, begin: () => void begin(line, task).then(resolve, reject) })
-      })
     },
   }
 
@@ -54,13 +55,10 @@ export function createArrivalOrder(): ArrivalOrder {
     return line
   }
 
-  function begin<T>(line: Line, task: () => Promise<T>): Promise<T> {
-    const running = task()
-    const done = () => {
+  function begin(line: Line, task: Task): void {
+    task(() => {
       if (--line.running === 0) next(line)
-    }
-    running.then(done, done) // before whoever waits for it goes on
-    return running
+    })
   }
 
   /** Lets the next one begin, and those behind it that run together with it. */
@@ -73,6 +71,6 @@ export function createArrivalOrder(): ArrivalOrder {
     const group = waiting.splice(0, other < 0 ? waiting.length : other)
     if (waiting.length === 0) line.waiting = undefined
     line.running = group.length
-    for (const { begin } of group) begin()
+    for (const { task } of group) begin(line, task)
   }
 }

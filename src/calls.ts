@@ -73,6 +73,13 @@ export function createCalls<Name extends string>(
     const method = methods[name] as (params: Static<TObject>, caller: Caller) => Promise<unknown>
     const stringify = (value: unknown) => (operation.stringify ? operation.stringify(value) : JSON.stringify(value))
     const overlaps = operation.overlaps && name
+    const begin = (params: Record<string, unknown>, caller: Caller): Promise<unknown> => {
+      try {
+        return method(params, caller)
+      } catch (error) {
+        return Promise.reject(toCallError(error))
+      }
+    }
 
     return {
       name,
@@ -108,26 +115,30 @@ export function createCalls<Name extends string>(
             reject(error)
           }
           const timer = setTimeout(() => fail(timeout(deadlineMs)), deadlineMs - (caller.waitedMs ?? 0))
-          /** Does not begin once the time is over: a call that was still in line when its caller was told "timeout" leaves no trace. */
-          const task = () => {
-            try {
-              return isOver ? Promise.reject(timeout(deadlineMs)) : method(params, caller)
-            } catch (error) {
-              return Promise.reject(toCallError(error))
-            }
+          const task = (ended: () => void) => {
+            // A call that was still in line when its caller was told "timeout" leaves no trace.
+            const running = isOver ? Promise.reject(timeout(deadlineMs)) : begin(params, caller)
+            running.then(
+              (value) => {
+                ended()
+                if (isOver) return
+                let text
+                try {
+                  text = stringify(value)
+                } catch (error) {
+                  return fail(error as Error)
+                }
+                end('ok')
+                resolve({ value, text })
+              },
+              (error: Error) => {
+                ended()
+                fail(error)
+              },
+            )
           }
-          const running = order ? order.run(params.connectionId as string, overlaps, task) : task()
-          running.then((value) => {
-            if (isOver) return
-            let text
-            try {
-              text = stringify(value)
-            } catch (error) {
-              return fail(error as Error)
-            }
-            end('ok')
-            resolve({ value, text })
-          }, fail)
+          if (order) order.run(params.connectionId as string, overlaps, task)
+          else task(ignore)
         })
       },
     }
@@ -149,6 +160,8 @@ export function createCalls<Name extends string>(
     }
   }
 }
+
+function ignore(): void {}
 
 function timeout(deadlineMs: number): CallError {
   return new CallError(

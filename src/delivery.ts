@@ -123,9 +123,9 @@ export function createDelivery({ store, now, leaseMs, isOpen, onOver, announce, 
       // Set and not spread, for the hidden class (pickup.ts): the message is that of this add alone.
       message.claimFor = { epoch: recipient.epoch, after: recipient.lastId, leaseMs }
       const added = await add(message)
-      if (!added.claimed || !isOpen(recipient)) {
+      if (added.claimed && !isOpen(recipient)) {
         announce(connectionId) // for a session that is newer than ours it is not in flight
-      } else {
+      } else if (added.claimed) {
         enterWindow(recipient, added.id, payloadBytes, until)
         sendSoon(recipient, {
           id: added.id,

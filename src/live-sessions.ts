@@ -61,7 +61,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   })
   const { deliver } = delivery
 
-  return { add, remove, isLive, ownerOf, adding, socketClosed, removed, isBehind, tick, closeAll, stats }
+  return { add, remove, isLive, ownerOf, adding, added, socketClosed, removed, isBehind, tick, closeAll, stats }
 
   /** [spec: addLiveSession] Subscribe first, so that nothing which arrives after the answer can be missed. */
   async function add(connectionId: string, sessionId: string, socket: Socket | undefined): Promise<boolean> {
@@ -131,18 +131,20 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   }
 
   /**
-   * Runs the add of a message. Then whoever holds the connection's live session is given it, or told to look for it; nobody waits for that.
+   * Runs the add of a message, whose session is given it at once when that is here and may be. Once it is stored, `added` has to be called.
    * @throws what `add` throws
    */
   function adding(message: NewMessage, add: (message: NewMessage) => Promise<Added>): Promise<Added> {
     const session = open.get(message.connectionId)
-    if (session && delivery.canBeOffered(session, message.payloadBytes)) return delivery.offering(session, message, add)
-    const added = add(message)
-    added.then(() => announce(message.connectionId), ignore) // our caller is told of a failure
-    return added
+    return session && delivery.canBeOffered(session, message.payloadBytes) ? delivery.offering(session, message, add) : add(message)
   }
 
-  /** A message was committed for the connection. */
+  /** A message was stored: whoever holds the connection's live session, and was not given it at once, is told to look for it. */
+  function added(connectionId: string, { claimed }: Added): void {
+    if (!claimed) announce(connectionId)
+  }
+
+  /** Whoever holds the connection's session, here or elsewhere, should look for mail. */
   function announce(connectionId: string): void {
     // A session whose owner is here is served without the bus.
     if (open.has(connectionId)) wake(connectionId)
@@ -268,8 +270,6 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     if (why === 'replaced') tellReplaced(session)
   }
 }
-
-function ignore(): void {}
 
 function liveSessionReplaced(connectionId: string, sessionId: string): string {
   return JSON.stringify({ jsonrpc: '2.0', method: 'liveSessionReplaced', params: { connectionId, sessionId } })

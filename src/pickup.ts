@@ -60,20 +60,27 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
         claimFor: undefined,
         ifAtMost,
       })
-      return quota
-        .run(connectionId, payloadBytes, (ifAtMost) => liveSessions.adding(messageFor(ifAtMost), store.add))
-        .then(
+      const adding = quota.run(connectionId, payloadBytes, (ended, ifAtMost) =>
+        liveSessions.adding(messageFor(ifAtMost), store.add).then(
           (added) => {
+            ended()
+            liveSessions.added(connectionId, added)
             push?.added(connectionId, socket, pushToken, added.push)
             return added.id
           },
-          async (error: unknown) => {
-            // Repeated because its answer was lost: it takes no more room.
-            const first = isQuotaExceeded(error) ? await store.idOfKey(messageFor()) : undefined
-            if (first === undefined) throw error
-            return first
+          (error: unknown) => {
+            ended()
+            throw error
           },
-        )
+        ),
+      )
+      if (idempotencyKey === undefined) return adding
+      return adding.catch(async (error: unknown) => {
+        // Repeated because its answer was lost: it takes no more room.
+        const first = isQuotaExceeded(error) ? await store.idOfKey(messageFor()) : undefined
+        if (first === undefined) throw error
+        return first
+      })
     },
 
     async takeFromQueue({ connectionId, recipientDid, limit = Infinity, limitBytes = Infinity, deleteMessages = false }) {

@@ -47,6 +47,9 @@ interface Known {
   users: number
 }
 
+// It tells by a call, and not by its promise alone: this is on the path of every message. docs/decisions/0008
+type Add<T> = (ended: () => void, ifAtMost?: Room) => Promise<T>
+
 /**
  * Refuses a message that would make the queue of its connection larger than the quota. A refusal always follows an
  * exact count. What is stored is never evicted to make room.
@@ -63,18 +66,19 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
   return { run }
 
   /**
-   * Runs `add` if the connection has room for `bytes` more. `add` may be told to store only if not more than `ifAtMost` waits, and then
-   * throws `quota_exceeded` otherwise; it is run again after a count.
+   * Runs `add` if the connection has room for `bytes` more, and is to be told by it when it has ended, stored or failed, before anyone who
+   * waits for it goes on. `add` may be told to store only if not more than `ifAtMost` waits, and then throws `quota_exceeded` otherwise; it is
+   * run again after a count.
    * @throws CallError `quota_exceeded`
    */
-  function run<T>(connectionId: string, bytes: number, add: (ifAtMost?: Room) => Promise<T>): Promise<T> {
-    if (maxMessages === Infinity && maxBytes === Infinity) return add()
+  function run<T>(connectionId: string, bytes: number, add: Add<T>): Promise<T> {
+    if (maxMessages === Infinity && maxBytes === Infinity) return add(ignore)
     const known = knownOf(connectionId)
     // Mostly there is room, and no need for an async function on the path of every message. docs/decisions/0008
     return !known.look && spend(known, bytes) ? addPending(known, bytes, add) : lookAndAdd(connectionId, known, bytes, add)
   }
 
-  async function lookAndAdd<T>(connectionId: string, known: Known, bytes: number, add: (ifAtMost?: Room) => Promise<T>): Promise<T> {
+  async function lookAndAdd<T>(connectionId: string, known: Known, bytes: number, add: Add<T>): Promise<T> {
     known.users++
     try {
       // While somebody looks nobody overtakes the one who waits for it: the adds of a connection keep their order.
@@ -122,17 +126,15 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
       if (users + pendingMessages === 0) connections.delete(connectionId)
   }
 
-  function addPending<T>(known: Known, bytes: number, add: () => Promise<T>): Promise<T> {
+  function addPending<T>(known: Known, bytes: number, add: Add<T>): Promise<T> {
     known.pendingMessages++
     known.pendingBytes += bytes
-    const adding = add()
-    known.last = adding
-    const end = () => {
+    const adding = add(() => {
       known.pendingMessages--
       known.pendingBytes -= bytes
       if (known.pendingMessages === 0) known.last = undefined
-    }
-    void adding.then(end, end) // before anyone who waits for `adding` goes on
+    })
+    known.last = adding
     return adding
   }
 
@@ -151,8 +153,8 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
    * Whoever comes meanwhile waits for what it brings: nothing to say (undefined) when it was stored or failed, and a count when it was not
    * stored because more than a few wait. That count is part of the look: whoever came after would otherwise look first, and find the same.
    */
-  function addToFew<T>(connectionId: string, known: Known, bytes: number, add: (ifAtMost: Room) => Promise<T>): Promise<T> {
-    const adding = add(few)
+  function addToFew<T>(connectionId: string, known: Known, bytes: number, add: Add<T>): Promise<T> {
+    const adding = add(ignore, few)
     known.look = adding
       .then(
         () => {
@@ -195,3 +197,5 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
     })
   }
 }
+
+function ignore(): void {}

@@ -1,6 +1,21 @@
 import t from 'tap'
 import { createArrivalOrder } from '../src/arrival-order.js'
 
+/** Promises, for tasks that have one. */
+function arrivalOrder() {
+  const order = createArrivalOrder()
+  return {
+    run: <T>(key: string, overlaps: string | undefined, task: () => Promise<T>) =>
+      new Promise<T>((resolve, reject) => {
+        order.run(key, overlaps, (ended) => {
+          const running = task()
+          running.then(ended, ended)
+          running.then(resolve, reject)
+        })
+      }),
+  }
+}
+
 /** Tasks that end when the test says so. `began` has their names in the order in which they began. */
 function tasks() {
   const began: string[] = []
@@ -21,7 +36,7 @@ function tasks() {
 }
 
 t.test('calls for one key run one after the other, those for others beside them', async (t) => {
-  const { run } = createArrivalOrder()
+  const { run } = arrivalOrder()
   const { began, task, end } = tasks()
   const results = [run('x', undefined, task('x1')), run('x', undefined, task('x2')), run('y', undefined, task('y1'))]
   t.same(began, ['x1', 'y1'])
@@ -32,7 +47,7 @@ t.test('calls for one key run one after the other, those for others beside them'
 })
 
 t.test('neighbours with the same mark run together; nobody overtakes one that waits', async (t) => {
-  const { run } = createArrivalOrder()
+  const { run } = arrivalOrder()
   const { began, task, end } = tasks()
   for (const name of ['add1', 'add2', 'remove', 'add3', 'add4', 'count']) {
     void run('x', name.startsWith('add') ? 'add' : undefined, task(name))
@@ -55,7 +70,7 @@ t.test('neighbours with the same mark run together; nobody overtakes one that wa
 })
 
 t.test('a call that comes the moment the one before it ends stays behind those that wait', async (t) => {
-  const { run } = createArrivalOrder()
+  const { run } = arrivalOrder()
   const { began, task, end } = tasks()
   const first = run('x', undefined, task('first'))
   void run('x', 'add', task('add1'))
@@ -65,7 +80,7 @@ t.test('a call that comes the moment the one before it ends stays behind those t
 })
 
 t.test('a call that fails does not keep the next from running', async (t) => {
-  const { run } = createArrivalOrder()
+  const { run } = arrivalOrder()
   const { began, task, end } = tasks()
   const first = run('x', undefined, task('first', true))
   void run('x', undefined, task('second'))
@@ -75,7 +90,7 @@ t.test('a call that fails does not keep the next from running', async (t) => {
 })
 
 t.test('calls for one key keep their order while thousands of others come and go', async (t) => {
-  const { run } = createArrivalOrder()
+  const { run } = arrivalOrder()
   const { began, task, end } = tasks()
   const first = run('x', undefined, task('x1'))
   const second = run('x', undefined, task('x2'))

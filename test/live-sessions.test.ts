@@ -423,9 +423,11 @@ async function heldHere(changed: Partial<MessageStore> = {}) {
   const connectionId = newConnectionId()
   const socket = collecting()
   await liveSessions.add(connectionId, 's', socket)
-  const adding = (text: string, add: MessageStore['add']) => {
+  const adding = async (text: string, add: MessageStore['add']) => {
     const payload = jsonBytes(JSON.stringify({ text }))
-    return liveSessions.adding({ connectionId, recipientDids: [DID], payload, payloadBytes: payload.length }, add)
+    const added = await liveSessions.adding({ connectionId, recipientDids: [DID], payload, payloadBytes: payload.length }, add)
+    liveSessions.added(connectionId, added)
+    return added
   }
   return { connectionId, liveSessions, adding, store, socket }
 }
