@@ -19,6 +19,11 @@ import type { Added, Clock, Log, MessageStore, NewMessage, PubSub, SessionDirect
 
 // Sessions ended by one statement, so that it stays far from the statement timeout.
 const RELEASE_BATCH = 1_000
+/**
+ * When a session looks for what was being written while it was opened: after longer than an add takes as a rule, and after longer than any
+ * statement may take (1.2 s).
+ */
+const LOOK_AGAIN_MS = [25, 1_500]
 /** How long a session without a socket lasts unless renewed. */
 const SOCKETLESS_TTL_MS = 60_000
 
@@ -49,6 +54,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   /** Over here, but the directory could not be told yet. */
   const unreleased = new Map<number, string>()
   let releasing = false
+  const toLookAt: Session[] = []
   const delivery = createDelivery({
     ...{ store, now, leaseMs, onOverdue, announce },
     isOpen: (recipient) => open.get(recipient.connectionId) === recipient && recipient.socket.isOpen,
@@ -111,7 +117,21 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     if (rival) end(rival)
     if (rival && rival.socket !== socket) tellReplaced(rival)
     deliver(session)
+    for (const ms of LOOK_AGAIN_MS) setTimeout(lookAgain, ms, session).unref()
     return true
+  }
+
+  /** An add that did not see the session when it began, and ended after it was opened, told nobody. */
+  function lookAgain(session: Session): void {
+    if (toLookAt.push(session) === 1) setImmediate(() => void lookAtAll().catch(ignore)) // tick() looks too
+  }
+
+  /** Those whose time came in this turn of the event loop. */
+  async function lookAtAll(): Promise<void> {
+    const sessions = toLookAt.splice(0).filter((session) => open.get(session.connectionId) === session)
+    if (sessions.length === 0) return
+    const connectionIds = sessions.map(({ connectionId }) => connectionId)
+    for (const { connectionId } of await directory.waiting(leaseMs, connectionIds)) wake(connectionId)
   }
 
   /** [spec: removeLiveSession] from whatever socket it is asked; `false` where there is nothing (any more) to remove. */
@@ -140,8 +160,10 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   }
 
   /** A message was stored: whoever holds the connection's live session, and was not given it at once, is told to look for it. */
-  function added(connectionId: string, { claimed }: Added): void {
-    if (!claimed) announce(connectionId)
+  function added(connectionId: string, { claimed, nobodyIsLive }: Added): void {
+    if (claimed) return
+    // One that was opened meanwhile looks again by itself; here it need not wait for that.
+    if (!nobodyIsLive || open.has(connectionId) || opening.has(connectionId)) announce(connectionId)
   }
 
   /** Whoever holds the connection's session, here or elsewhere, should look for mail. */
@@ -270,6 +292,8 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     if (why === 'replaced') tellReplaced(session)
   }
 }
+
+function ignore(): void {}
 
 function liveSessionReplaced(connectionId: string, sessionId: string): string {
   return JSON.stringify({ jsonrpc: '2.0', method: 'liveSessionReplaced', params: { connectionId, sessionId } })

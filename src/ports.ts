@@ -27,6 +27,11 @@ export interface Added {
   push?: 'owed' | 'token is dead'
   /** It is marked as pushed in the session of `claimFor`, whose owner has to send it now. */
   claimed?: { receivedAt: string }
+  /**
+   * Its connection had no live session when the store began to write it. So nobody has to be told, but for a session that was opened while
+   * it was written, whose owner looks again (live-sessions.ts).
+   */
+  nobodyIsLive?: true
 }
 
 export interface StoredMessage {
@@ -135,8 +140,8 @@ export interface SessionDirectory {
   isLive(connectionId: string): Promise<boolean>
   /** Keeps the sessions of this instance alive for another lease. */
   renew(): Promise<void>
-  /** The live sessions of this instance for which `claim` would find something. One query. */
-  waiting(leaseMs: number): Promise<{ connectionId: string; epoch: number }[]>
+  /** The live sessions of this instance, or of these connections, for which `claim` would find something. One query. */
+  waiting(leaseMs: number, connectionIds?: readonly string[]): Promise<{ connectionId: string; epoch: number }[]>
   /** Deletes what is over for good: the sessions of instances that crashed a day ago, and sessions past their `ttlMs`. */
   sweep(): Promise<void>
 }

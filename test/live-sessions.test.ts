@@ -1,12 +1,14 @@
 import { once } from 'node:events'
 import tcp from 'node:net'
-import { setImmediate as nextTurn } from 'node:timers/promises'
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { createInProcessPubSub } from '../plugins/pubsub/in-process.js'
+import { createPostgresSessions } from '../plugins/storage/postgres-sessions.js'
+import { createQuery } from '../plugins/storage/query.js'
 import { CallError } from '../src/errors.js'
 import { createLiveSessions } from '../src/live-sessions.js'
-import type { MessageStore } from '../src/ports.js'
+import type { MessageStore, PubSub, SessionDirectory } from '../src/ports.js'
 import { jsonBytes } from './helpers/json.js'
 import { silent } from './helpers/postgres.js'
 import { DID, connect, message, newConnectionId, startService, type TestSocket } from './helpers/service.js'
@@ -297,22 +299,23 @@ t.test('a delivery that failed is tried again within a second or two, and not wh
   const { store, pubsub } = service.inside
   const { claim } = store
   t.teardown(() => (store.claim = claim))
+  const connectionIds = range(1, 5).map(newConnectionId)
+  for (const connectionId of connectionIds) await open(client, connectionId)
+  await sleep(1_700) // by then none of them looks by itself any more
   const started = performance.now()
-  for (let round = 1; round <= 5; round++) {
-    const connectionId = newConnectionId()
-    await open(client, connectionId)
+  for (const [i, connectionId] of connectionIds.entries()) {
     const failed = new Promise<void>((resolve) => {
       store.claim = async () => {
         resolve()
         throw new CallError('unavailable', 'as if the database were away')
       }
     })
-    const payload = jsonBytes(JSON.stringify({ ciphertext: `message ${round}` }))
+    const payload = jsonBytes(JSON.stringify({ ciphertext: `message ${i}` }))
     await store.add({ connectionId, recipientDids: [DID], payload, payloadBytes: payload.length })
     pubsub.publish(connectionId)
     await failed
     store.claim = claim
-    await client.received(round)
+    await client.received(i + 1)
   }
   t.ok(performance.now() - started < 10_000, 'five of them would take four looks at everything, one in 5 s')
 })
@@ -415,14 +418,87 @@ t.test('adds that end together go in one frame, in order', async (t) => {
   t.ok(socket.frames.length < 5, `${socket.frames.length} frames`)
 })
 
-/** A live session in an instance of which only this part exists, on the store of the service. */
-async function heldHere(changed: Partial<MessageStore> = {}) {
-  const { sessions: directory, pubsub } = service.inside
+t.test('a hint is published only where somebody is live', async (t) => {
+  const hints: string[] = []
+  const counted = { ...service.inside.pubsub, publish: (connectionId: string) => hints.push(connectionId) }
+  const { connectionId, adding, store } = instance({ pubsub: counted })
+  await adding('1', store.add)
+  t.same(hints, [])
+  const elsewhere = instance({ connectionId })
+  await elsewhere.liveSessions.add(connectionId, 's', elsewhere.socket)
+  await adding('2', store.add)
+  t.same(hints, [connectionId])
+  await elsewhere.liveSessions.remove(connectionId, 's', elsewhere.socket)
+  await adding('3', store.add)
+  t.same(hints, [connectionId])
+})
+
+t.test('what was being written while a session was opened is delivered, although its add tells nobody', async (t) => {
+  for (const { committedAfterMs, withinMs } of [
+    { committedAfterMs: 0, withinMs: 1_000 },
+    { committedAfterMs: 200, withinMs: 3_000 },
+  ]) {
+    const { connectionId, liveSessions, socket } = instance({ sessions: await otherSessions() })
+    const { commit } = await beingWritten(t, connectionId, '1')
+    await liveSessions.add(connectionId, 's', socket)
+    await sleep(committedAfterMs)
+    await commit()
+    t.equal(await Promise.race([socket.until(1), sleep(withinMs, 'too late')]), undefined)
+    t.same(socket.texts(), ['1'])
+  }
+})
+
+t.test('what was being written here while a session was opened here is delivered without looking for it', async (t) => {
+  const sessions = { ...(await otherSessions()), waiting: () => Promise.reject(new Error('nobody is to look')) }
+  const { connectionId, liveSessions, adding, socket } = instance({ sessions })
+  await adding('1', async () => {
+    const { commit } = await beingWritten(t, connectionId, '1')
+    await liveSessions.add(connectionId, 's', socket)
+    await commit()
+    return { id: 'as the store says', nobodyIsLive: true }
+  })
+  t.equal(await Promise.race([socket.until(1), sleep(3_000, 'too late')]), undefined)
+})
+
+/** A message as another instance writes it, which says nothing to anybody, before it is committed. */
+async function beingWritten(t: Test, connectionId: string, text: string) {
+  const writer = new pg.Client(service.databaseUrl)
+  await writer.connect()
+  t.teardown(() => writer.end())
+  const payload = JSON.stringify({ text })
+  await writer.query('BEGIN')
+  await writer.query(
+    'INSERT INTO queued_messages (connection_id, tag, recipient_dids, payload, payload_bytes) VALUES ($1, 1, $2, $3, $4)',
+    [connectionId, [DID], payload, payload.length],
+  )
+  return { commit: () => writer.query('COMMIT') }
+}
+
+/** Sessions of another instance: the service ends what is its own and that it does not know of. */
+async function otherSessions(): Promise<SessionDirectory> {
+  const { pool } = service.inside.pg
+  const sessions = createPostgresSessions({ pool, query: createQuery(pool) })
+  await sessions.renew()
+  return sessions
+}
+
+interface InstanceOptions {
+  connectionId?: string
+  store?: Partial<MessageStore>
+  pubsub?: PubSub
+  sessions?: SessionDirectory
+}
+
+/** An instance of which only this part exists, on the store of the service, and a connection with a socket. */
+function instance({
+  connectionId = newConnectionId(),
+  store: changed = {},
+  pubsub = service.inside.pubsub,
+  sessions: directory = service.inside.sessions,
+}: InstanceOptions = {}) {
   const store = { ...service.inside.store, ...changed }
   const liveSessions = createLiveSessions({ store, directory, pubsub, log: silent, now: () => performance.now(), leaseMs: 30_000 })
-  const connectionId = newConnectionId()
   const socket = collecting()
-  await liveSessions.add(connectionId, 's', socket)
   const adding = async (text: string, add: MessageStore['add']) => {
     const payload = jsonBytes(JSON.stringify({ text }))
     const added = await liveSessions.adding({ connectionId, recipientDids: [DID], payload, payloadBytes: payload.length }, add)
@@ -430,6 +506,13 @@ async function heldHere(changed: Partial<MessageStore> = {}) {
     return added
   }
   return { connectionId, liveSessions, adding, store, socket }
+}
+
+/** One where the connection is live. */
+async function heldHere(store: Partial<MessageStore> = {}) {
+  const made = instance({ store })
+  await made.liveSessions.add(made.connectionId, 's', made.socket)
+  return made
 }
 
 function collecting() {

@@ -315,6 +315,12 @@ async function sessionCases(pool: pg.Pool, sessions: SessionDirectory): Promise<
   await add('close all sessions', sessions.closeAll(), { rows: OWN_SESSIONS, given: own, pages: OWN_SESSIONS * PAGES_PER_END })
   const search = { rows: NEWS, reads: NEWS, given: own, pages: 2 * OWN_SESSIONS * PAGES_PER_READ }
   await add('look for what waits', sessions.waiting(30_000), search)
+  const some = Array.from({ length: 500 }, (_, i) => `connection ${1_001 + i}`)
+  await add('look for what waits among 500 sessions', sessions.waiting(30_000, some), {
+    rows: 3 * NEWS,
+    reads: 3 * NEWS,
+    pages: 2 * 500 * PAGES_PER_READ,
+  })
   await add('sweep expired sessions', sessions.sweep(), { rows: SESSIONS_OVER, pages: SESSIONS_OVER * PAGES_PER_END })
   await add('see to the sessions of a crashed instance', sessions.sweep(), {
     rows: OWN_SESSIONS,

@@ -84,6 +84,12 @@ const deep = (atMostMessages: string) => `LEFT JOIN LATERAL (
       WHERE u.at_most_bytes IS NOT NULL AND m.connection_id = u.connection_id ORDER BY m.seq LIMIT ${atMostMessages}::int + 1) head
     HAVING count(*) > ${atMostMessages} OR sum(payload_bytes) > u.at_most_bytes) deep ON true`
 
+/**
+ * Whether somebody may have to be told; null when not. A subquery with a value and not EXISTS, for which Postgres may read all sessions into a
+ * table of its own. Uses live_sessions_pkey.
+ */
+const IS_AWAITED = '(SELECT true FROM live_sessions s WHERE s.connection_id = queued_messages.connection_id)'
+
 /** Rows that are not written are not returned. */
 function insert(asked: Asked, from: string, place: (parameter: Parameter) => string): string {
   const { times, keys, claims, bounds, pushes, several } = asked
@@ -111,7 +117,7 @@ function insert(asked: Asked, from: string, place: (parameter: Parameter) => str
   SELECT ${columns.map(([, value]) => value).join(', ')} FROM ${from}
   ${subqueries.join('\n  ')}${unless.length > 0 ? ` WHERE ${unless.join(' AND ')}` : ''}
   ${keys ? 'ON CONFLICT (connection_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING' : ''}
-  RETURNING seq, ${receivedMs} AS received_ms${unless.length > 0 || pushes ? ', connection_id, idempotency_key' : ''}`
+  RETURNING seq, ${claims ? `CASE WHEN in_flight_epoch IS NULL THEN ${IS_AWAITED} END` : IS_AWAITED} AS is_awaited, ${receivedMs} AS received_ms${unless.length > 0 || pushes ? ', connection_id, idempotency_key' : ''}`
 }
 
 // Uses the primary keys of push_outbox, push_tokens, live_sessions and instances.
@@ -140,7 +146,7 @@ const insertAndOwe = (source: string, added: string) => `WITH u AS MATERIALIZED 
     ON CONFLICT (connection_id) DO UPDATE SET token_hash = excluded.token_hash, type = excluded.type, project = excluded.project,
       token = excluded.token, ending = excluded.ending, registered = false, updated_at = now()
     WHERE t.token IS NULL OR NOT t.registered)
-  SELECT a.seq, a.received_ms, a.connection_id, a.idempotency_key, (SELECT count(*) FROM reasons) > 0, (SELECT array_agg(token_hash) FROM dead) FROM added a ORDER BY a.seq`
+  SELECT a.seq, a.is_awaited, a.received_ms, a.connection_id, a.idempotency_key, (SELECT count(*) FROM reasons) > 0, (SELECT array_agg(token_hash) FROM dead) FROM added a ORDER BY a.seq`
 
 function compose(asked: Asked): AddStatement {
   const parameters = parametersOf(asked)

@@ -28,6 +28,7 @@ const BATCH = { atOnce: 2, maxItems: 200, maxBytes: 1024 * 1024, maxWaitingBytes
 
 type AddedRow = [
   seq: string,
+  isAwaited: true | null,
   receivedMs: number | null,
   connectionId?: string,
   idempotencyKey?: string | null,
@@ -89,7 +90,7 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
     const results = new Map<NewMessage, Added>()
     for (const message of firsts) {
       const row = rows[results.size]
-      if (row?.[2] === message.connectionId && row[3] === (message.idempotencyKey ?? null)) results.set(message, toAdded(row, message))
+      if (row?.[3] === message.connectionId && row[4] === (message.idempotencyKey ?? null)) results.set(message, toAdded(row, message))
     }
     const all: (Added | Error)[] = []
     for (const message of messages) all.push(results.get(message) ?? (await notAdded(message)))
@@ -124,9 +125,10 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
     return first && formatId(...first)
   }
 
-  function toAdded([seq, receivedMs, , , isPushOwed = false, deadTokens]: AddedRow, { pushToken }: NewMessage): Added {
+  function toAdded([seq, isAwaited, receivedMs, , , isPushOwed = false, deadTokens]: AddedRow, { pushToken }: NewMessage): Added {
     const added: Added = { id: formatId(seq, tag) }
     if (receivedMs !== null) added.claimed = { receivedAt: new Date(receivedMs).toISOString() }
+    else if (isAwaited === null) added.nobodyIsLive = true
     if (deadTokens && pushToken && deadTokens.includes(hashOf(pushToken))) added.push = 'token is dead'
     else if (isPushOwed) added.push = 'owed'
     return added

@@ -107,15 +107,16 @@ const renew = {
   RETURNING (SELECT missed_at IS NOT NULL FROM before)`,
 }
 
-const waiting = {
-  name: 'waiting',
-  // Uses live_sessions_instance_id and, for each session, the primary key of queued_messages from its since_seq on; OFFSET 0 keeps
-  // Postgres from making a join of it, for which it may read whole queues.
-  text: `SELECT s.connection_id, s.epoch FROM live_sessions s WHERE s.instance_id = $1 AND EXISTS (
+// Uses, for each session, the primary key of queued_messages from its since_seq on; OFFSET 0 keeps Postgres from making a join of it, for
+// which it may read whole queues.
+const waitingOf = (sessions: string) => `SELECT s.connection_id, s.epoch FROM live_sessions s WHERE ${sessions} AND EXISTS (
     SELECT FROM queued_messages m WHERE m.connection_id = s.connection_id AND m.seq > s.since_seq
       AND NOT pg_visible_in_snapshot(m.accepted_by, s.since) AND ${deliverable('s.epoch', '$2::int')}
-    OFFSET 0)`,
-}
+    OFFSET 0)`
+// Uses live_sessions_instance_id.
+const waiting = { name: 'waiting', text: waitingOf('s.instance_id = $1') }
+// Uses live_sessions_pkey. That they are of this instance is not asked: there is an index for that too, which has all that it has.
+const waitingAmong = { name: 'waiting_among', text: waitingOf('s.connection_id = ANY ($1::text[])') }
 
 /** HAS_SESSION, for drizzle. */
 export const hasSession = sql`${instances.instanceId} = ANY (ARRAY[${liveSessions.instanceId}])`
@@ -197,8 +198,10 @@ export function createPostgresSessions({ pool, query, pushWindowMs }: PostgresSe
       if (row![0]) await attempt(db.update(liveSessions).set({ missed: false }).where(eq(liveSessions.instanceId, instanceId)))
     },
 
-    async waiting(leaseMs) {
-      const rows = await query<[string, string]>(waiting, [instanceId, leaseMs])
+    async waiting(leaseMs, connectionIds) {
+      const rows = await (connectionIds
+        ? query<[string, string]>(waitingAmong, [connectionIds, leaseMs])
+        : query<[string, string]>(waiting, [instanceId, leaseMs]))
       return rows.map(([connectionId, epoch]) => ({ connectionId, epoch: Number(epoch) }))
     },
 

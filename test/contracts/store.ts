@@ -530,6 +530,38 @@ export async function storeContract(t: Test, { stores, sessions, expiring }: Sto
       [quiet, backlog, waiting, delivered, closed].filter((connectionId) => found.includes(connectionId)),
       [waiting],
     )
+    const among = (connectionIds: string[]) => sessions.waiting(30_000, connectionIds)
+    t.same(
+      (await among([quiet, waiting, delivered, newId()])).map(({ connectionId }) => connectionId),
+      [waiting],
+    )
+    t.same(await among([quiet, delivered]), [])
+  })
+
+  t.test('an add tells whether anybody is live, each of those that are stored together for itself', async (t) => {
+    const [alone, live, held] = Array.from({ length: 3 }, newId) as [string, string, string]
+    await sessions.open({ connectionId: live, sessionId: 's' })
+    const { epoch } = await sessions.open({ connectionId: held, sessionId: 's' })
+    const claimFor = { epoch, after: undefined, leaseMs: 30_000 }
+    for (const extra of [{}, { idempotencyKey: 'key' }, { ifAtMost: { messages: 100, bytes: 100_000 } }]) {
+      const added = await Promise.all([
+        store.add(message(alone, '1', extra)),
+        store.add(message(live, '1', extra)),
+        store.add(message(held, '1', { ...extra, claimFor })),
+      ])
+      t.same(
+        added.map(({ nobodyIsLive, claimed }) => [nobodyIsLive, claimed !== undefined]),
+        [
+          [true, false],
+          [undefined, false],
+          [undefined, true],
+        ],
+      )
+      claimFor.after = added[2].id as never
+    }
+    await sessions.close({ connectionId: live })
+    t.equal((await store.add(message(live, '2'))).nobodyIsLive, true)
+    t.equal((await store.add(message(live, '1', { idempotencyKey: 'key' }))).nobodyIsLive, undefined, 'the first one may have told nobody')
   })
 
   t.test('ending all sessions of the instance releases everything', async (t) => {
