@@ -24,6 +24,8 @@ const RELEASE_BATCH = 1_000
  * statement may take (1.2 s).
  */
 const LOOK_AGAIN_MS = [25, 1_500]
+/** Sessions that were opened within so long look together, and so much later at most. */
+const LOOK_TOGETHER_MS = 25
 /** How long a session without a socket lasts unless renewed. */
 const SOCKETLESS_TTL_MS = 60_000
 
@@ -54,7 +56,8 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   /** Over here, but the directory could not be told yet. */
   const unreleased = new Map<number, string>()
   let releasing = false
-  const toLookAt: Session[] = []
+  /** By the time of their looking again. */
+  const looks = new Map<number, Session[]>()
   const delivery = createDelivery({
     ...{ store, now, leaseMs, onOverdue, announce },
     isOpen: (recipient) => open.get(recipient.connectionId) === recipient && recipient.socket.isOpen,
@@ -117,18 +120,23 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     if (rival) end(rival)
     if (rival && rival.socket !== socket) tellReplaced(rival)
     deliver(session)
-    for (const ms of LOOK_AGAIN_MS) setTimeout(lookAgain, ms, session).unref()
+    for (const ms of LOOK_AGAIN_MS) lookLater(session, ms)
     return true
   }
 
   /** An add that did not see the session when it began, and ended after it was opened, told nobody. */
-  function lookAgain(session: Session): void {
-    if (toLookAt.push(session) === 1) setImmediate(() => void lookAtAll().catch(ignore)) // tick() looks too
+  function lookLater(session: Session, ms: number): void {
+    const time = performance.now()
+    const at = Math.ceil((time + ms) / LOOK_TOGETHER_MS) * LOOK_TOGETHER_MS
+    const others = looks.get(at)
+    if (others) return void others.push(session)
+    looks.set(at, [session])
+    setTimeout(() => void look(at).catch(ignore), at - time).unref() // tick() looks too
   }
 
-  /** Those whose time came in this turn of the event loop. */
-  async function lookAtAll(): Promise<void> {
-    const sessions = toLookAt.splice(0).filter((session) => open.get(session.connectionId) === session)
+  async function look(at: number): Promise<void> {
+    const sessions = looks.get(at)!.filter((session) => open.get(session.connectionId) === session)
+    looks.delete(at)
     if (sessions.length === 0) return
     const connectionIds = sessions.map(({ connectionId }) => connectionId)
     for (const { connectionId } of await directory.waiting(leaseMs, connectionIds)) wake(connectionId)
