@@ -133,7 +133,7 @@ ${markdown(goalsTable(results))}
 CPU is that of the service and Postgres for each message. \`floor\` is a bare @fastify/websocket handler that parses the same addMessage frames and answers.
 \`bare\` is the same with a row in the same table for each frame, stored as the service does it (bench/bare.ts): the least that a durable add costs.
 Three rounds on a machine that others use too do not decide a narrow goal; what more rounds and other days say is in
-[decisions/0008](decisions/0008-where-the-microseconds-go.md), “How sure the goals are”.
+[decisions/0025](decisions/0025-how-sure-the-goals-of-speed-are.md).
 
 ## Latency against load
 
