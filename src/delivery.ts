@@ -40,8 +40,10 @@ export interface Recipient {
   /** Sent and not yet removed, oldest first. */
   readonly window: Map<string, { bytes: number; until: number }>
   windowBytes: number
-  /** The last message that it was given; an insert looks from there on. */
+  /** The last message that it was given; an insert looks from there on, once the session is settled. */
   lastId: string | undefined
+  /** Nothing that was being written while it was opened can turn up any more, before what it was given (looking-again.ts). */
+  isSettled: boolean
   /** Adds under way that may claim their message for it. They count against the window. */
   offers: number
   offeredBytes: number
@@ -71,6 +73,7 @@ export function newRecipient({
     window: new Map(),
     windowBytes: 0,
     lastId: undefined,
+    isSettled: false,
     offers: 0,
     offeredBytes: 0,
     isUnsure: false,
@@ -121,7 +124,7 @@ export function createDelivery({ store, now, leaseMs, isOpen, onOver, announce, 
     recipient.offeredBytes += payloadBytes
     try {
       // Set and not spread, for the hidden class (pickup.ts): the message is that of this add alone.
-      message.claimFor = { epoch: recipient.epoch, after: recipient.lastId, leaseMs }
+      message.claimFor = { epoch: recipient.epoch, after: recipient.isSettled ? recipient.lastId : undefined, leaseMs }
       const added = await add(message)
       if (added.claimed && !isOpen(recipient)) {
         announce(connectionId) // for a session that is newer than ours it is not in flight

@@ -1,4 +1,5 @@
 import { createDelivery, newRecipient, type Recipient, type Socket } from './delivery.js'
+import { createLookingAgain } from './looking-again.js'
 import type { Added, Clock, Log, MessageStore, NewMessage, PubSub, SessionDirectory } from './ports.js'
 
 /**
@@ -9,7 +10,8 @@ import type { Added, Clock, Log, MessageStore, NewMessage, PubSub, SessionDirect
  * removed. What is in flight is marked in the store with the epoch, so ending a session in the directory frees it.
  *
  *   opening   add() subscribed to the connection's hints and asked the directory; nothing is delivered yet
- *   open      the directory answered and no newer session is known here; hints and removals make it deliver
+ *   open      the directory answered and no newer session is known here; hints, removals and its looking again make it
+ *             deliver
  *   over      removed, displaced by a larger epoch, or its socket closed; what a late claim still brings is dropped,
  *             because its marks belong to an epoch that is no longer current
  *
@@ -19,13 +21,6 @@ import type { Added, Clock, Log, MessageStore, NewMessage, PubSub, SessionDirect
 
 // Sessions ended by one statement, so that it stays far from the statement timeout.
 const RELEASE_BATCH = 1_000
-/**
- * When a session looks for what was being written while it was opened: after longer than an add takes as a rule, and after longer than any
- * statement may take (1.2 s).
- */
-const LOOK_AGAIN_MS = [25, 1_500]
-/** Sessions that were opened within so long look together, and so much later at most. */
-const LOOK_TOGETHER_MS = 25
 /** How long a session without a socket lasts unless renewed. */
 const SOCKETLESS_TTL_MS = 60_000
 
@@ -56,11 +51,9 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   /** Over here, but the directory could not be told yet. */
   const unreleased = new Map<number, string>()
   let releasing = false
-  /** By the time of their looking again. */
-  const looks = new Map<number, Session[]>()
   const delivery = createDelivery({
     ...{ store, now, leaseMs, onOverdue, announce },
-    isOpen: (recipient) => open.get(recipient.connectionId) === recipient && recipient.socket.isOpen,
+    isOpen,
     onOver({ connectionId }, why) {
       // On another instance, and we learn of it here; or here, and then add() goes on with it.
       const session = open.get(connectionId)
@@ -69,10 +62,18 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     },
   })
   const { deliver } = delivery
+  const lookAgain = createLookingAgain({ ...{ directory, log, now, leaseMs, isOpen }, found: wake })
 
   return { add, remove, isLive, ownerOf, adding, added, socketClosed, removed, isBehind, tick, closeAll, stats }
 
-  /** [spec: addLiveSession] Subscribe first, so that nothing which arrives after the answer can be missed. */
+  function isOpen(recipient: Recipient): boolean {
+    return open.get(recipient.connectionId) === recipient && recipient.socket.isOpen
+  }
+
+  /**
+   * [spec: addLiveSession] Subscribe first, so that no hint is missed that is published after the answer. What is published by nobody, because it
+   * was being written meanwhile, is looked for.
+   */
   async function add(connectionId: string, sessionId: string, socket: Socket | undefined): Promise<boolean> {
     if (!socket) {
       const { former } = await directory.open({ connectionId, sessionId, ttlMs: SOCKETLESS_TTL_MS })
@@ -120,26 +121,8 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     if (rival) end(rival)
     if (rival && rival.socket !== socket) tellReplaced(rival)
     deliver(session)
-    for (const ms of LOOK_AGAIN_MS) lookLater(session, ms)
+    lookAgain(session)
     return true
-  }
-
-  /** An add that did not see the session when it began, and ended after it was opened, told nobody. */
-  function lookLater(session: Session, ms: number): void {
-    const time = performance.now()
-    const at = Math.ceil((time + ms) / LOOK_TOGETHER_MS) * LOOK_TOGETHER_MS
-    const others = looks.get(at)
-    if (others) return void others.push(session)
-    looks.set(at, [session])
-    setTimeout(() => void look(at).catch(ignore), at - time).unref() // tick() looks too
-  }
-
-  async function look(at: number): Promise<void> {
-    const sessions = looks.get(at)!.filter((session) => open.get(session.connectionId) === session)
-    looks.delete(at)
-    if (sessions.length === 0) return
-    const connectionIds = sessions.map(({ connectionId }) => connectionId)
-    for (const { connectionId } of await directory.waiting(leaseMs, connectionIds)) wake(connectionId)
   }
 
   /** [spec: removeLiveSession] from whatever socket it is asked; `false` where there is nothing (any more) to remove. */
@@ -170,7 +153,7 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   /** A message was stored: whoever holds the connection's live session, and was not given it at once, is told to look for it. */
   function added(connectionId: string, { claimed, nobodyIsLive }: Added): void {
     if (claimed) return
-    // One that was opened meanwhile looks again by itself; here it need not wait for that.
+    // One that was opened meanwhile looks again by itself (looking-again.ts); here it need not wait for that.
     if (!nobodyIsLive || open.has(connectionId) || opening.has(connectionId)) announce(connectionId)
   }
 
@@ -300,8 +283,6 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
     if (why === 'replaced') tellReplaced(session)
   }
 }
-
-function ignore(): void {}
 
 function liveSessionReplaced(connectionId: string, sessionId: string): string {
   return JSON.stringify({ jsonrpc: '2.0', method: 'liveSessionReplaced', params: { connectionId, sessionId } })

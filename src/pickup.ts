@@ -63,13 +63,13 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
       const adding = quota.run(connectionId, payloadBytes, (ended, ifAtMost) =>
         liveSessions.adding(messageFor(ifAtMost), store.add).then(
           (added) => {
-            ended()
+            ended?.()
             liveSessions.added(connectionId, added)
             push?.added(connectionId, socket, pushToken, added.push)
             return added.id
           },
           (error: unknown) => {
-            ended()
+            ended?.()
             throw error
           },
         ),
@@ -79,6 +79,7 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
         // Repeated because its answer was lost: it takes no more room.
         const first = isQuotaExceeded(error) ? await store.idOfKey(messageFor()) : undefined
         if (first === undefined) throw error
+        liveSessions.added(connectionId, { id: first })
         return first
       })
     },

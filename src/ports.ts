@@ -29,7 +29,7 @@ export interface Added {
   claimed?: { receivedAt: string }
   /**
    * Its connection had no live session when the store began to write it. So nobody has to be told, but for a session that was opened while
-   * it was written, whose owner looks again (live-sessions.ts).
+   * it was written, whose owner looks again (looking-again.ts).
    */
   nobodyIsLive?: true
 }

@@ -48,7 +48,7 @@ interface Known {
 }
 
 // It tells by a call, and not by its promise alone: this is on the path of every message. docs/decisions/0008
-type Add<T> = (ended: () => void, ifAtMost?: Room) => Promise<T>
+type Add<T> = (ended?: () => void, ifAtMost?: Room) => Promise<T>
 
 /**
  * Refuses a message that would make the queue of its connection larger than the quota. A refusal always follows an
@@ -72,7 +72,7 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
    * @throws CallError `quota_exceeded`
    */
   function run<T>(connectionId: string, bytes: number, add: Add<T>): Promise<T> {
-    if (maxMessages === Infinity && maxBytes === Infinity) return add(ignore)
+    if (maxMessages === Infinity && maxBytes === Infinity) return add()
     const known = knownOf(connectionId)
     // Mostly there is room, and no need for an async function on the path of every message. docs/decisions/0008
     return !known.look && spend(known, bytes) ? addPending(known, bytes, add) : lookAndAdd(connectionId, known, bytes, add)
@@ -154,7 +154,7 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
    * stored because more than a few wait. That count is part of the look: whoever came after would otherwise look first, and find the same.
    */
   function addToFew<T>(connectionId: string, known: Known, bytes: number, add: Add<T>): Promise<T> {
-    const adding = add(ignore, few)
+    const adding = add(undefined, few)
     known.look = adding
       .then(
         () => {
@@ -197,5 +197,3 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
     })
   }
 }
-
-function ignore(): void {}

@@ -285,10 +285,10 @@ t.test('a session that was recorded while its caller was told nothing does not s
   await database.connect()
   t.teardown(() => database.end())
   // As if the answer to the directory had been lost after its commit.
-  await database.query(
-    "INSERT INTO live_sessions (connection_id, session_id, instance_id, since_seq) SELECT $1, 'orphan', instance_id, 0 FROM instances",
-    [connectionId],
-  )
+  await database.query("INSERT INTO live_sessions (connection_id, session_id, instance_id, since_seq) VALUES ($1, 'orphan', $2, 0)", [
+    connectionId,
+    service.inside.sessions.instanceId,
+  ])
   t.equal(await client.call('getLiveSession', { connectionId }), true)
   await client.call('addMessage', message(connectionId))
   while ((await client.call('getLiveSession', { connectionId })) !== null); // the next tick ends it
@@ -434,31 +434,128 @@ t.test('a hint is published only where somebody is live', async (t) => {
 })
 
 t.test('what was being written while a session was opened is delivered, although its add tells nobody', async (t) => {
-  for (const { committedAfterMs, withinMs } of [
-    { committedAfterMs: 0, withinMs: 1_000 },
-    { committedAfterMs: 200, withinMs: 3_000 },
-  ]) {
-    const { connectionId, liveSessions, socket } = instance({ sessions: await otherSessions() })
+  for (const look of [1, 2]) {
+    const others = await otherSessions(t)
+    let looks = 0
+    // It is committed before this look, and after the one before.
+    const waiting: SessionDirectory['waiting'] = async (...asked) => {
+      if (++looks === look) await commit()
+      return others.waiting(...asked)
+    }
+    const { connectionId, liveSessions, socket } = instance({ sessions: { ...others, waiting } })
     const { commit } = await beingWritten(t, connectionId, '1')
     await liveSessions.add(connectionId, 's', socket)
-    await sleep(committedAfterMs)
-    await commit()
-    t.equal(await Promise.race([socket.until(1), sleep(withinMs, 'too late')]), undefined)
+    t.ok(await inTime(socket.until(1)))
     t.same(socket.texts(), ['1'])
+    t.equal(looks, look)
   }
 })
 
-t.test('what was being written here while a session was opened here is delivered without looking for it', async (t) => {
-  const sessions = { ...(await otherSessions()), waiting: () => Promise.reject(new Error('nobody is to look')) }
-  const { connectionId, liveSessions, adding, socket } = instance({ sessions })
-  await adding('1', async () => {
-    const { commit } = await beingWritten(t, connectionId, '1')
-    await liveSessions.add(connectionId, 's', socket)
-    await commit()
-    return { id: 'as the store says', nobodyIsLive: true }
-  })
-  t.equal(await Promise.race([socket.until(1), sleep(3_000, 'too late')]), undefined)
+t.test('what was being written while a session was opened comes before what is added afterwards', async (t) => {
+  const { connectionId, liveSessions, adding, store, socket } = instance({ sessions: await otherSessions(t) })
+  const { commit } = await beingWritten(t, connectionId, '1')
+  await liveSessions.add(connectionId, 's', socket)
+  const after: (string | undefined)[] = []
+  const add: MessageStore['add'] = (message) => {
+    after.push(message.claimFor?.after)
+    return store.add(message)
+  }
+  const zero = await adding('0', add)
+  t.ok(zero.claimed)
+  await commit()
+  await adding('2', add)
+  t.ok(await inTime(socket.until(3)))
+  t.same(socket.texts(), ['0', '1', '2'])
+  t.same(after, [undefined, undefined], 'all that came during the session is looked at')
+  await sleep(1_700)
+  await adding('3', add)
+  t.type(after.at(-1), 'string', 'and later only what came after the last one')
 })
+
+t.test('a session whose looking again fails tries once more', async (t) => {
+  const others = await otherSessions(t)
+  let looks = 0
+  const waiting: SessionDirectory['waiting'] = async (...asked) => {
+    if (++looks === 1) throw new CallError('unavailable', 'as if the database were away')
+    return others.waiting(...asked)
+  }
+  const { connectionId, liveSessions, socket } = instance({ sessions: { ...others, waiting } })
+  const { commit } = await beingWritten(t, connectionId, '1')
+  await liveSessions.add(connectionId, 's', socket)
+  await commit()
+  t.ok(await inTime(socket.until(1)))
+  t.same(socket.texts(), ['1'])
+})
+
+t.test('sessions that were opened together look again together, and those that are over not at all', async (t) => {
+  const asked: string[] = []
+  let looks = 0
+  let epochs = 0
+  const directory = {
+    open: async () => ({ epoch: ++epochs }),
+    closeMany: async () => {},
+    waiting: async (_leaseMs: number, connectionIds: string[]) => {
+      looks++
+      asked.push(...connectionIds)
+      return []
+    },
+  }
+  const { liveSessions } = instance({ sessions: directory as never, pubsub: createInProcessPubSub() })
+  const sockets = range(1, 1_000).map((n) => ({ id: String(n), isOpen: true, bufferedBytes: 0, send() {} }))
+  for (const socket of sockets) await liveSessions.add(socket.id, 's', socket)
+  for (const socket of sockets.slice(0, 500)) liveSessions.socketClosed(socket)
+  await sleep(1_700)
+  t.same(asked.filter((id) => Number(id) > 500).length, 2 * 500)
+  t.ok(asked.length < 2 * 1_000 && looks <= 10, `${looks} looks at ${asked.length} sessions`)
+})
+
+for (const when of ['opened', 'being opened'] as const)
+  t.test(`what was being written here while a session was ${when} here is delivered without looking for it`, async (t) => {
+    const others = await otherSessions(t)
+    let answer = () => {}
+    const answered = new Promise<void>((resolve) => (answer = resolve))
+    const sessions: SessionDirectory = {
+      ...others,
+      waiting: () => Promise.reject(new Error('nobody is to look')),
+      async open(session) {
+        const opened = await others.open(session)
+        if (when === 'opened') answer()
+        else recorded()
+        await answered
+        return opened
+      },
+    }
+    let recorded = () => {}
+    const isRecorded = new Promise<void>((resolve) => (recorded = resolve))
+    const { connectionId, liveSessions, adding, socket } = instance({ sessions })
+    await adding('1', async () => {
+      const { commit } = await beingWritten(t, connectionId, '1')
+      const opening = liveSessions.add(connectionId, 's', socket)
+      await (when === 'opened' ? opening : isRecorded)
+      await commit()
+      return { id: 'as the store says', nobodyIsLive: true }
+    })
+    await sleep(100) // the hint goes out and comes back
+    answer()
+    t.ok(await inTime(socket.until(1)))
+  })
+
+t.test('a session that was ended elsewhere, and heard nothing of it, ends with the next add here', async (t) => {
+  const others = await otherSessions(t)
+  const { connectionId, liveSessions, adding, store, socket } = instance({ sessions: others })
+  await liveSessions.add(connectionId, 's', socket)
+  await others.close({ connectionId })
+  t.equal(liveSessions.stats().sessions, 1)
+  t.notOk((await adding('1', store.add)).claimed)
+  for (let i = 0; i < 300 && liveSessions.stats().sessions > 0; i++) await sleep(10)
+  t.equal(liveSessions.stats().sessions, 0)
+  t.same(socket.texts(), [])
+})
+
+/** Whether it is so within longer than a session looks again. */
+function inTime(done: Promise<unknown>): Promise<boolean> {
+  return Promise.race([done.then(() => true), sleep(3_500, false)])
+}
 
 /** A message as another instance writes it, which says nothing to anybody, before it is committed. */
 async function beingWritten(t: Test, connectionId: string, text: string) {
@@ -475,10 +572,11 @@ async function beingWritten(t: Test, connectionId: string, text: string) {
 }
 
 /** Sessions of another instance: the service ends what is its own and that it does not know of. */
-async function otherSessions(): Promise<SessionDirectory> {
+async function otherSessions(t: Test): Promise<SessionDirectory> {
   const { pool } = service.inside.pg
   const sessions = createPostgresSessions({ pool, query: createQuery(pool) })
   await sessions.renew()
+  t.teardown(() => sessions.closeAll())
   return sessions
 }
 
