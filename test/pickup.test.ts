@@ -62,8 +62,12 @@ t.test('a repeated idempotencyKey is answered with the first id, also when the q
   const client = await full.connect()
   const connectionId = newConnectionId()
   const keyed = message(connectionId, 1, { idempotencyKey: 'key' })
+  const hints: string[] = []
+  full.inside.pubsub.publish = (hinted) => hints.push(hinted)
   const id = await client.call('addMessage', keyed)
+  t.same(hints, [], 'nobody is live')
   t.equal(await client.call('addMessage', keyed), id)
+  t.same(hints, [connectionId], 'the instance of the first one may have died before it told anybody')
   t.equal((await client.ask('addMessage', message(connectionId, 2))).error!.data.code, 'quota_exceeded')
   t.equal((await client.ask('addMessage', message(connectionId, 2, { idempotencyKey: 'other' }))).error!.data.code, 'quota_exceeded')
 })
