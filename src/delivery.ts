@@ -126,9 +126,10 @@ export function createDelivery({ store, now, leaseMs, isOpen, onOver, announce, 
       // Set and not spread, for the hidden class (pickup.ts): the message is that of this add alone.
       message.claimFor = { epoch: recipient.epoch, after: recipient.isSettled ? recipient.lastId : undefined, leaseMs }
       const added = await add(message)
-      if (added.claimed && !isOpen(recipient)) {
+      if (!added.claimed) return added // whoever runs the add announces it
+      if (!isOpen(recipient)) {
         announce(connectionId) // for a session that is newer than ours it is not in flight
-      } else if (added.claimed) {
+      } else {
         enterWindow(recipient, added.id, payloadBytes, until)
         sendSoon(recipient, {
           id: added.id,

@@ -15,7 +15,7 @@ export interface NewMessage {
   idempotencyKey?: string
   /** Wakes the mediatee when it has no live session. */
   pushToken?: PushToken
-  /** The live session that it could be delivered in at once, and the last message that this one was given. */
+  /** The live session that it could be delivered in at once, and the last message before which nothing can turn up that it was not given. */
   claimFor?: { epoch: number; after: string | undefined; leaseMs: number }
   /** It is stored only when no more than this is stored for its connection already. */
   ifAtMost?: { messages: number; bytes: number }

@@ -113,11 +113,12 @@ function insert(asked: Asked, from: string, place: (parameter: Parameter) => str
   const subqueries = [...(claims ? [CLAIMED] : []), ...(keys ? [KNOWN] : []), ...(bounds ? [deep(place('at_most_messages'))] : [])]
   const unless = [...(keys ? ['known.yes IS NULL'] : []), ...(bounds ? ['deep.yes IS NULL'] : [])]
   const receivedMs = claims ? CLAIMED_MS : 'NULL::float8'
+  const isAwaited = claims ? `CASE WHEN in_flight_epoch IS NULL THEN ${IS_AWAITED} END` : IS_AWAITED // who claims it needs no telling
   return `INSERT INTO queued_messages (${columns.map(([column]) => column).join(', ')})
   SELECT ${columns.map(([, value]) => value).join(', ')} FROM ${from}
   ${subqueries.join('\n  ')}${unless.length > 0 ? ` WHERE ${unless.join(' AND ')}` : ''}
   ${keys ? 'ON CONFLICT (connection_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING' : ''}
-  RETURNING seq, ${claims ? `CASE WHEN in_flight_epoch IS NULL THEN ${IS_AWAITED} END` : IS_AWAITED} AS is_awaited, ${receivedMs} AS received_ms${unless.length > 0 || pushes ? ', connection_id, idempotency_key' : ''}`
+  RETURNING seq, ${isAwaited} AS is_awaited, ${receivedMs} AS received_ms${unless.length > 0 || pushes ? ', connection_id, idempotency_key' : ''}`
 }
 
 // Uses the primary keys of push_outbox, push_tokens, live_sessions and instances.
