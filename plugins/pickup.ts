@@ -1,3 +1,4 @@
+import { performance } from 'node:perf_hooks' // docs/decisions/0008, “The globals of Node”
 import fp from 'fastify-plugin'
 import { createAdministration } from '../src/administration.js'
 import { createAdministrator } from '../src/administrator.js'

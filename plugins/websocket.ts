@@ -51,6 +51,8 @@ export default fp<{ config: Config }>(
 
     interface State {
       heardAt: number
+      /** Since it was looked at last. So that the time is not asked for with each message. */
+      isHeard: boolean
       pingedAt: number | undefined
       /** When what waits to be sent was last seen to become less, or there was nothing. */
       sentAt: number
@@ -59,13 +61,10 @@ export default fp<{ config: Config }>(
     const states = new WeakMap<WebSocket, State>()
     app.websocketServer.on('connection', (socket: WebSocket, request: IncomingMessage) => {
       const now = performance.now()
-      const state: State = { heardAt: now, pingedAt: undefined, sentAt: now, sentBytes: 0 }
+      const state: State = { heardAt: now, isHeard: false, pingedAt: undefined, sentAt: now, sentBytes: 0 }
       states.set(socket, state)
       tcp.set(socket, request.socket)
-      const alive = () => {
-        state.heardAt = performance.now()
-        state.pingedAt = undefined
-      }
+      const alive = () => (state.isHeard = true)
       socket.on('pong', alive).on('message', alive).on('ping', alive)
     })
 
@@ -81,8 +80,9 @@ export default fp<{ config: Config }>(
 
     /** A socket whose other end vanished without a word would stay open for ever, and its mail would wait for nobody. */
     function reapSilent(socket: WebSocket, state: State, now: number): void {
-      if (socket.isPaused) {
-        // It is us who do not listen.
+      // While it is paused it is us who do not listen.
+      if (state.isHeard || socket.isPaused) {
+        state.isHeard = false
         state.heardAt = now
         state.pingedAt = undefined
       } else if (state.pingedAt !== undefined) {

@@ -1,3 +1,4 @@
+import { performance } from 'node:perf_hooks' // docs/decisions/0008, “The globals of Node”
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { WebSocket } from 'ws'
 import { createArrivalOrder } from '../src/arrival-order.js'

@@ -1,3 +1,4 @@
+import { performance } from 'node:perf_hooks' // docs/decisions/0008, “The globals of Node”
 import type { Static, TObject, TSchema } from '@sinclair/typebox'
 import { TypeCompiler, ValueErrorType, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
 import type { ArrivalOrder } from './arrival-order.js'

@@ -38,7 +38,7 @@ export interface Operation<Params extends TObject = TObject, Result extends TSch
    * overlap all the same, because the store keeps their order (adds) or it does not matter (removes, counts).
    */
   overlaps?: true
-  /** Writes the result as JSON text where payloads must pass through as they came. */
+  /** Writes the result as JSON text, where payloads must pass through as they came or there is a quicker way. */
   stringify?(result: Static<Result>): string
 }
 
@@ -142,6 +142,7 @@ export function createContract(limits: Limits) {
         result: EXAMPLE_ID,
       },
       overlaps: true,
+      stringify: (id) => `"${id}"`, // one of ours: nothing in it is escaped
     }),
 
     takeFromQueue: operation({

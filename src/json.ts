@@ -1,3 +1,4 @@
+import { Buffer } from 'node:buffer' // docs/decisions/0008, “The globals of Node”
 import { CallError } from './errors.js'
 
 declare const jsonText: unique symbol
@@ -54,6 +55,7 @@ export function parseJson(bytes: Buffer, maxDepth: number, shape: 'rpc' | 'body'
 /** Correct for valid JSON; for anything else it only has to end, because `JSON.parse` has the last word. */
 function findTexts(text: string, bytes: Buffer, maxDepth: number, shape: 'rpc' | 'body'): CallTexts[] {
   const before: CallTexts[] = [] // the calls of a batch that have ended
+  const hasEscapes = text.includes('\\')
   let payload: JsonBytes | undefined
   let id: string | undefined
   let payloadDepth = shape === 'rpc' ? 2 : 1
@@ -72,10 +74,10 @@ function findTexts(text: string, bytes: Buffer, maxDepth: number, shape: 'rpc' |
       case QUOTE: {
         const end = endOfString(text, i)
         if (keyFollows && depth === payloadDepth) {
-          isPayload = isKey(text, i, end, 'payload')
+          isPayload = isKey(text, i, end, 'payload', hasEscapes)
         } else if (keyFollows && depth === payloadDepth - 1) {
-          isParams = isKey(text, i, end, 'params')
-          isId = isKey(text, i, end, 'id')
+          isParams = isKey(text, i, end, 'params', hasEscapes)
+          isId = isKey(text, i, end, 'id', hasEscapes)
         }
         keyFollows = false
         i = end
@@ -147,10 +149,10 @@ function endOfString(text: string, start: number): number {
 }
 
 /** Whether the string from `start` to the quote at `end` is this key; `"pay\u006coad"` is the key payload too. */
-function isKey(text: string, start: number, end: number, key: string): boolean {
+function isKey(text: string, start: number, end: number, key: string, hasEscapes: boolean): boolean {
   const quotes = 2
   if (end - start + 1 === key.length + quotes) return text.startsWith(key, start + 1)
-  if (end - start + 1 < key.length + quotes || !text.slice(start, end).includes('\\')) return false
+  if (!hasEscapes || end - start + 1 < key.length + quotes || !text.slice(start, end).includes('\\')) return false
   try {
     return JSON.parse(text.slice(start, end + 1)) === key
   } catch {

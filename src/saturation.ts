@@ -39,8 +39,9 @@ export function createSaturation(now: Clock): Saturation {
       }
     },
     isSaturated() {
+      if (slowCalls < SLOW_CALLS) return false // mostly, and without asking for the time
       const time = now()
-      if (slowCalls < SLOW_CALLS || time - slowAt >= FRESH_MS) return false
+      if (time - slowAt >= FRESH_MS) return false
       if (time - Math.max(slowAt, probedAt) < PROBE_MS) return true
       probedAt = time
       return false

@@ -1,3 +1,5 @@
+import { Buffer } from 'node:buffer' // docs/decisions/0008, “The globals of Node”
+
 const FINAL_TEXT = 0x81
 
 /**

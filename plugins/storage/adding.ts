@@ -38,6 +38,7 @@ type AddedRow = [
 
 export function createAdding({ query, pushes }: { query: Query; pushes: boolean }): Pick<MessageStore, 'add' | 'idOfKey'> {
   const tag = randomInt(MAX_TAG)
+  const ending = formatId('', tag)
   const add = createCoalescer({
     ...BATCH,
     key: (message: NewMessage) => message.connectionId,
@@ -126,7 +127,7 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
   }
 
   function toAdded([seq, isAwaited, receivedMs, , , isPushOwed = false, deadTokens]: AddedRow, { pushToken }: NewMessage): Added {
-    const added: Added = { id: formatId(seq, tag) }
+    const added: Added = { id: seq + ending }
     if (receivedMs !== null) added.claimed = { receivedAt: new Date(receivedMs).toISOString() }
     else if (isAwaited === null) added.nobodyIsLive = true
     if (deadTokens && pushToken && deadTokens.includes(hashOf(pushToken))) added.push = 'token is dead'

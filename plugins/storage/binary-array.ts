@@ -1,3 +1,5 @@
+import { Buffer } from 'node:buffer' // docs/decisions/0008, “The globals of Node”
+
 /*
  * Arrays as Postgres itself sends them (src/backend/utils/adt/arrayfuncs.c, array_recv), because their text form costs twice: every quote
  * of a payload is escaped here and un-escaped there. Rows of 1.5 KB inserted 200 at a time: Postgres 13 instead of 20 µs each, this

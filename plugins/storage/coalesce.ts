@@ -1,3 +1,4 @@
+import { performance } from 'node:perf_hooks' // docs/decisions/0008, “The globals of Node”
 import { CallError } from '../../src/errors.js'
 
 export interface CoalesceOptions<Item, Result> {
