@@ -10,6 +10,7 @@ import { statements } from '../plugins/storage/postgres-store.js'
 import { readConfig } from '../src/config.js'
 import type { SessionDirectory } from '../src/ports.js'
 import { DID, testDatabase } from './helpers/service.js'
+import { watchStatements } from './helpers/statements.js'
 
 /*
  * Reads the plan of every hot statement in a table of a million messages: none may scan a table, leave its own queue, or
@@ -253,7 +254,7 @@ function queueCases(): Case[] {
  */
 async function administrationCases(pool: pg.Pool): Promise<Case[]> {
   const administration = createPostgresAdministration({ pool })
-  const { caught, stop } = catchStatements(pool)
+  const { caught, stop } = catchStatements()
   const all: Case[] = []
   const add = async (title: string, call: Promise<unknown>, expected: Pick<Case, 'rows' | 'reads' | 'given'>) =>
     all.push({ title, ...(await caught(call)), ...expected, pages: FIXED_PAGES + expected.reads * PAGES_PER_READ })
@@ -275,22 +276,18 @@ async function administrationCases(pool: pg.Pool): Promise<Case[]> {
 }
 
 /** Statements as the service sends them, drizzle's too, on their way. */
-function catchStatements(pool: pg.Pool) {
+function catchStatements() {
   const sent: Pick<Case, 'text' | 'values'>[] = []
-  const query = pool.query.bind(pool) as (config: { text: string; values?: Case['values'] }, values?: Case['values']) => Promise<unknown>
-  pool.query = ((config: { text: string; values?: Case['values'] }, values?: Case['values']) => {
-    sent.push({ text: config.text, values: [...(values ?? config.values ?? [])] })
-    return query(config, values)
-  }) as never
+  const stop = watchStatements(({ text, values }) => sent.push({ text, values: [...values] as Case['values'] }))
   const caught = async (call: Promise<unknown>, nth = 0) => {
     await call
     return sent.splice(0)[nth]!
   }
-  return { caught, stop: () => (pool.query = query as never) }
+  return { caught, stop }
 }
 
 async function sessionCases(pool: pg.Pool, sessions: SessionDirectory): Promise<Case[]> {
-  const { caught, stop } = catchStatements(pool)
+  const { caught, stop } = catchStatements()
   const all: Case[] = []
   const add = async (
     title: string,

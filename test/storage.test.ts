@@ -12,6 +12,7 @@ import { storeContract } from './contracts/store.js'
 import { jsonBytes } from './helpers/json.js'
 import { silent as log } from './helpers/postgres.js'
 import { openPool, testDatabase } from './helpers/service.js'
+import { watchStatements, type Statement } from './helpers/statements.js'
 
 /** What an operator beyond one Postgres would do: the same tables, in hash partitions by the column that every query is keyed by. */
 const PARTITIONED = ['queued_messages', 'live_sessions']
@@ -115,13 +116,8 @@ t.test('a role without DDL rights can run the service on a migrated database, an
 // run to run; that nothing of them is held is up to us.
 t.test("pg's query, which outlives its answer, holds neither what it was given nor what it answered", async (t) => {
   const pool = openPool(t, { connectionString: await testDatabase(t), query_timeout: 5_000 })
-  const send = pool.query.bind(pool) as (config: { values: unknown[] }) => Promise<pg.QueryResult>
-  const held: { values: unknown[]; result?: pg.QueryResult }[] = []
-  pool.query = (async (config: { values: unknown[] }) => {
-    const its: (typeof held)[number] = { values: config.values }
-    held.push(its)
-    return (its.result = await send(config))
-  }) as never
+  const held: Statement[] = []
+  t.teardown(watchStatements((statement) => held.push(statement)))
   const query = createQuery(pool)
 
   const values = [Buffer.from('as it was'), 'x']

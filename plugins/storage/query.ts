@@ -1,5 +1,6 @@
-import pg, { type Pool, type QueryResult } from 'pg'
+import pg, { type Pool, type QueryConfig } from 'pg'
 import { CallError } from '../../src/errors.js'
+import { createRun } from './connections.js'
 
 /** A named statement: parsed and planned once per connection. */
 export interface Statement {
@@ -17,11 +18,12 @@ export type Query = <Row extends unknown[]>(statement: Statement, values: unknow
  * when 64 MiB of parameters lay about, every 0.5 to 1.8 s under load. docs/decisions/0008
  */
 export function createQuery(pool: Pool): Query {
+  const run = createRun(pool)
   return async <Row extends unknown[]>(statement: Statement, values: unknown[]) => {
     const parameters = [...values]
     try {
       const { name, text } = statement // not spread: V8 makes a new hidden class each time
-      const result: QueryResult<Row> = await pool.query<Row>({ name, text, values: parameters, rowMode: 'array' } as never)
+      const result = await run<Row>({ name, text, values: parameters, rowMode: 'array' } as QueryConfig)
       const { rows } = result
       result.rows = []
       return rows
