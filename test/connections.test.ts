@@ -1,11 +1,13 @@
 import pg from 'pg'
 import t, { type Test } from 'tap'
 import { createRun } from '../plugins/storage/connections.js'
+import type { Statement } from '../plugins/storage/query.js'
 import { testDatabase } from './helpers/service.js'
 import { until } from './helpers/until.js'
 
 const KEPT = 2
-const WHO = { text: 'SELECT pg_backend_pid() AS pid' }
+const WHO = { name: 'who', text: 'SELECT pg_backend_pid()' }
+const SLEEP = { name: 'sleep', text: 'SELECT pg_sleep(10)' }
 
 async function openFixture(t: Test, max = 5) {
   const pool = new pg.Pool({ connectionString: await testDatabase(t), max })
@@ -14,8 +16,9 @@ async function openFixture(t: Test, max = 5) {
   t.teardown(() => pool.ended || pool.end())
   const acquired = { count: 0 }
   pool.on('acquire', () => acquired.count++)
-  const run = createRun(pool)
-  const pidOf = async () => ((await run(WHO)).rows as unknown as { pid: number }[])[0]!.pid
+  const query = createRun(pool)
+  const run = (statement: Statement, values: unknown[] = []) => query(statement, values)
+  const pidOf = async () => (await run(WHO))[0]![0] as number
   return { pool, lost, acquired, run, pidOf, busy: () => pool.totalCount - pool.idleCount }
 }
 
@@ -40,36 +43,36 @@ t.test('no more are kept than batches are under way at once, and one is left to 
 })
 
 t.test('whoever waits for the pool comes before the next statement', async (t) => {
-  const { pool, run, pidOf } = await openFixture(t, 2)
-  const others = await Promise.all([pool.connect(), pool.connect()])
+  const { pool, pidOf } = await openFixture(t, 2)
+  const busy = await pool.connect()
+  const done: string[] = []
   const first = pidOf()
-  const waiting = pool.query('SELECT 1')
-  others[0].release()
-  await first
-  const done = run({ text: 'SELECT pg_sleep(5)' }).catch(() => {})
-  await waiting
-  others[1].release()
-  await pool.query(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(5)%' AND pid <> pg_backend_pid()`)
-  await done
+  const other = pool.query('SELECT 1').then(() => done.push('other'))
+  await first.then(pidOf).then(() => done.push('next'))
+  await other
+  busy.release()
+  t.same(done, ['other', 'next'])
 })
 
 t.test('a connection whose statement failed is given up', async (t) => {
   const { pool, run, pidOf } = await openFixture(t)
   const first = await pidOf()
-  await t.rejects(run({ text: 'SELECT 1 / 0' }), { code: '22012' })
+  await t.rejects(run({ name: 'fail', text: 'SELECT 1 / 0' }), { code: '22012' })
   t.equal(pool.totalCount, 0)
   t.not(await pidOf(), first)
 })
 
 t.test('a connection that is lost, in use or kept, does no harm', async (t) => {
   const { pool, lost, run, pidOf } = await openFixture(t)
-  const running = run({ text: 'SELECT pg_sleep(10)' })
+  const running = run(SLEEP)
   const kept = await pidOf()
   const killer = new pg.Client({ connectionString: pool.options.connectionString! })
   await killer.connect()
   t.teardown(() => killer.end())
   const rejected = t.rejects(running, { code: '57P01' })
-  await killer.query('SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()')
+  await killer.query(
+    'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()',
+  )
   await rejected
   await until(() => pool.totalCount === 0)
   t.not(await pidOf(), kept)

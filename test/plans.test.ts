@@ -278,7 +278,7 @@ async function administrationCases(pool: pg.Pool): Promise<Case[]> {
 /** Statements as the service sends them, drizzle's too, on their way. */
 function catchStatements() {
   const sent: Pick<Case, 'text' | 'values'>[] = []
-  const stop = watchStatements(({ text, values }) => sent.push({ text, values: [...values] as Case['values'] }))
+  const stop = watchStatements((statement) => sent.push(statement as (typeof sent)[number]))
   const caught = async (call: Promise<unknown>, nth = 0) => {
     await call
     return sent.splice(0)[nth]!

@@ -1,4 +1,6 @@
-import type { Pool, PoolClient, QueryConfig, QueryResult } from 'pg'
+import type { Pool, PoolClient } from 'pg'
+import { Prepared } from './prepared.js'
+import type { Query } from './query.js'
 
 /*
  * Statements that follow each other go down the same connections. To be lent one by pg's pool and to give it back is two ticks, four timers,
@@ -10,32 +12,31 @@ const MOST_KEPT = 2
 /** Not used for so long, or twice that, it goes back to the pool. No longer does whoever asks the pool, or ends it, wait for it. */
 const KEEP_MS = 100
 
-export type Run = <Row extends unknown[]>(config: QueryConfig) => Promise<QueryResult<Row>>
-
 interface Connection {
   client: PoolClient
   wasUsed: boolean
   onError(error: Error): void
 }
 
-/** @returns a function that runs a statement as `pool.query` does: one that failed gives its connection up */
-export function createRun(pool: Pool): Run {
+/** @returns a function that runs a statement on any connection of the pool; one that failed gives its connection up, as `pool.query` does */
+export function createRun(pool: Pool): Query {
   const most = Math.min(MOST_KEPT, pool.options.max - 1)
   let kept: Connection[] = []
   let isWatching = false
 
-  return (config) =>
+  return (statement, values) =>
     new Promise((resolve, reject) => {
       const connection = kept.pop()
       if (connection) send(connection)
-      else pool.connect((error, client) => (client ? send(borrowed(client)) : reject(error)))
+      else pool.connect((error, client) => (client ? send(borrowed(client)) : reject(error!)))
 
       function send(connection: Connection): void {
-        connection.client.query(config, (error: Error | null, result) => {
+        const prepared = new Prepared<never>(statement, values, (error, rows) => {
           giveBack(connection, error ?? undefined)
           if (error) reject(error)
-          else resolve(result as never)
+          else resolve(rows)
         })
+        connection.client.query(prepared)
       }
     })
 

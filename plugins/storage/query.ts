@@ -1,8 +1,8 @@
-import pg, { type Pool, type QueryConfig } from 'pg'
+import pg, { type Pool } from 'pg'
 import { CallError } from '../../src/errors.js'
 import { createRun } from './connections.js'
 
-/** A named statement: parsed and planned once per connection. */
+/** A named statement: parsed, planned and described once per connection. */
 export interface Statement {
   name: string
   text: string
@@ -10,27 +10,14 @@ export interface Statement {
 
 export type Query = <Row extends unknown[]>(statement: Statement, values: unknown[]) => Promise<Row[]>
 
-/**
- * @returns a function that runs a statement on any connection of the pool; rows are arrays, in the order of the columns.
- *
- * It leaves nothing in the hands of pg's query, which outlives its answer: with `query_timeout` pg assigns a function to it, V8 gives a
- * function that is assigned to a property to the old generation, and what that holds stays until the next full collection. Those came
- * when 64 MiB of parameters lay about, every 0.5 to 1.8 s under load. docs/decisions/0008
- */
+/** @returns a function that runs a statement on any connection of the pool; rows are arrays, in the order of the columns. */
 export function createQuery(pool: Pool): Query {
   const run = createRun(pool)
   return async <Row extends unknown[]>(statement: Statement, values: unknown[]) => {
-    const parameters = [...values]
     try {
-      const { name, text } = statement // not spread: V8 makes a new hidden class each time
-      const result = await run<Row>({ name, text, values: parameters, rowMode: 'array' } as QueryConfig)
-      const { rows } = result
-      result.rows = []
-      return rows
+      return await run<Row>(statement, values)
     } catch (error) {
       throw storeError(error)
-    } finally {
-      parameters.length = 0
     }
   }
 }
