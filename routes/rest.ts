@@ -55,7 +55,11 @@ function serve(app: FastifyInstance, call: Call, access: Access, tag: string, ca
       if (typeof given !== 'object' || given === null || Array.isArray(given)) {
         throw new CallError('invalid_params', 'The body must be a JSON object with the parameters by name.', { field: 'body' })
       }
-      return call.run({ ...given, ...(request.params as object) }, texts?.[0]?.payload, callerOf(request))
+      return new Promise<CallResult>((resolve, reject: (error: Error) => void) => {
+        call.run({ ...given, ...(request.params as object) }, texts?.[0]?.payload, callerOf(request), (error, result) =>
+          result ? resolve(result) : reject(error as Error),
+        )
+      })
     },
   })
 }

@@ -68,8 +68,8 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
     const intake = createIntake({
       maxCalls: maxCallsInFlight,
       now: () => performance.now(),
-      answer: (frame, onCalls, waitedMs) => answer(frame, waitedMs > 0 ? { ...caller, waitedMs } : caller, order, onCalls),
-      refuse: (frame) => refuse(frame, caller),
+      answer: (frame, reply, onCalls, waitedMs) => answer(frame, waitedMs > 0 ? { ...caller, waitedMs } : caller, reply, order, onCalls),
+      refuse: (frame, reply) => refuse(frame, caller, reply),
       send(text, onSent) {
         if (text.length > SMALL_ANSWER || webSocket.bufferedAmount > FEW_BUFFERED_BYTES) return send(text, onSent)
         send(text)
@@ -78,7 +78,6 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
       isClogged: () => webSocket.bufferedAmount >= MAX_BUFFERED_BYTES,
       pause: () => webSocket.pause(),
       resume: () => webSocket.resume(),
-      onError: (err) => app.log.error({ err }, 'a frame was not answered'),
     })
 
     /** What is sent in one turn of the event loop, a batch of answers mostly, leaves in one system call. */
@@ -126,8 +125,8 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
 
 /** Stands in for every method when the calls of a socket do not come to an end. */
 const overloaded: Method = {
-  async run() {
-    throw new CallError('overloaded', 'The calls before this one take too long; it was not begun. Try again.')
+  run(_params, _payload, _caller, ended) {
+    process.nextTick(ended, new CallError('overloaded', 'The calls before this one take too long; it was not begun. Try again.'))
   },
 }
 

@@ -4,42 +4,30 @@
  * last must not overtake the first. Calls for different connections do not wait for each other.
  */
 export interface ArrivalOrder {
-  /**
-   * Begins `task` when every earlier task of `key` has ended, save that neighbours with the same `overlaps` mark run together.
-   * It has ended when it calls `ended`, which it must do however it ends, and before whoever waits for it goes on; it must not throw.
-   */
+  /** Begins `task` when every earlier task of `key` has left, save that neighbours with the same `overlaps` mark run together. */
   run(key: string, overlaps: string | undefined, task: Task): void
 }
 
-// It is told by a call, and not by a promise that it returns: this is on the path of every message. docs/decisions/0008
-export type Task = (ended: () => void) => void
+// Objects, and neither promises nor closures: this is on the path of every message. docs/decisions/0008
+export interface Task {
+  /** It must leave its place however it ends, before whoever waits for it goes on and not before this returns. It must not throw. */
+  begin(place: Place): void
+}
+
+export interface Place {
+  leave(): void
+}
 
 /** So many lines in which nobody is are kept: to make and to lose one for each call costs more than the rest of it. */
 const MAX_EMPTY_LINES = 1_000
-
-interface Line {
-  /** Of the tasks that run now. */
-  overlaps: string | undefined
-  running: number
-  /** In the order of their arrival; made when somebody has to wait. */
-  waiting: { overlaps: string | undefined; task: Task }[] | undefined
-}
 
 export function createArrivalOrder(): ArrivalOrder {
   const lines = new Map<string, Line>()
   let mostLines = MAX_EMPTY_LINES
 
   return {
-    // A lone call, which most are, waits for nobody: it begins at once.
     run(key, overlaps, task) {
-      const line = lineOf(key)
-      if (line.running === 0 || (!line.waiting && overlaps !== undefined && line.overlaps === overlaps)) {
-        line.overlaps = overlaps
-        line.running++
-        begin(line, task)
-      } else {
-        ;(line.waiting ??= []).push({ overlaps, task })
-      }
+      lineOf(key).join(overlaps, task)
     },
   }
 
@@ -50,27 +38,42 @@ export function createArrivalOrder(): ArrivalOrder {
       for (const [one, { running }] of lines) if (running === 0) lines.delete(one)
       mostLines = 2 * lines.size + MAX_EMPTY_LINES // so that those in use are not walked for each new one
     }
-    line = { overlaps: undefined, running: 0, waiting: undefined }
+    line = new Line()
     lines.set(key, line)
     return line
   }
+}
 
-  function begin(line: Line, task: Task): void {
-    task(() => {
-      if (--line.running === 0) next(line)
-    })
+class Line implements Place {
+  /** The tasks that run now, and their mark. */
+  running = 0
+  private overlaps: string | undefined
+  /** In the order of their arrival; made when somebody has to wait. */
+  private waiting: { overlaps: string | undefined; task: Task }[] | undefined
+
+  // A lone call, which most are, waits for nobody: it begins at once.
+  join(overlaps: string | undefined, task: Task): void {
+    if (this.running === 0 || (!this.waiting && overlaps !== undefined && this.overlaps === overlaps)) {
+      this.overlaps = overlaps
+      this.running++
+      task.begin(this)
+    } else {
+      ;(this.waiting ??= []).push({ overlaps, task })
+    }
+  }
+
+  leave(): void {
+    if (--this.running === 0 && this.waiting) this.next(this.waiting)
   }
 
   /** Lets the next one begin, and those behind it that run together with it. */
-  function next(line: Line): void {
-    const { waiting } = line
-    if (!waiting) return
+  private next(waiting: NonNullable<Line['waiting']>): void {
     const { overlaps } = waiting[0]!
-    line.overlaps = overlaps
+    this.overlaps = overlaps
     const other = overlaps === undefined ? 1 : waiting.findIndex((one) => one.overlaps !== overlaps)
     const group = waiting.splice(0, other < 0 ? waiting.length : other)
-    if (waiting.length === 0) line.waiting = undefined
-    line.running = group.length
-    for (const { task } of group) begin(line, task)
+    if (waiting.length === 0) this.waiting = undefined
+    this.running = group.length
+    for (const { task } of group) task.begin(this)
   }
 }

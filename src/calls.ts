@@ -1,7 +1,7 @@
 import { performance } from 'node:perf_hooks' // docs/decisions/0008, “The globals of Node”
-import type { Static, TObject, TSchema } from '@sinclair/typebox'
+import type { TObject, TSchema } from '@sinclair/typebox'
 import { TypeCompiler, ValueErrorType, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
-import type { ArrivalOrder } from './arrival-order.js'
+import type { ArrivalOrder, Place, Task } from './arrival-order.js'
 import type { Operation } from './contract.js'
 import { CallError, toCallError, type ErrorName } from './errors.js'
 import type { JsonBytes } from './json.js'
@@ -16,12 +16,22 @@ export const CALL_DEADLINE_MS = 1_400
 export interface Call {
   readonly name: string
   readonly operation: Operation
-  /** Checks the parameters and runs the operation. @returns the result as JSON text. @throws CallError */
-  run(params: unknown, payload: JsonBytes | undefined, caller: Caller, order?: ArrivalOrder): Promise<CallResult>
+  /** Checks the parameters and runs the operation. */
+  run: Run
 }
+
+/** Makes a call, and tells how it ended: once, and not before this returns. */
+export type Run = (params: unknown, payload: JsonBytes | undefined, caller: Caller, ended: Ended, order?: ArrivalOrder) => void
+
+/**
+ * With a result, or with what it failed with: a CallError, or what is not the caller's fault.
+ * A callback and no promise, because what a call in flight holds lies outside the caches when it is answered. docs/decisions/0008
+ */
+export type Ended = (error: unknown, result?: CallResult) => void
 
 export interface CallResult {
   value: unknown
+  /** As JSON. */
   text: string
 }
 
@@ -45,6 +55,12 @@ export interface Calls {
   drain(): Promise<void>
 }
 
+interface Row {
+  readonly name: string
+  method(params: never, caller: Caller): Promise<unknown>
+  stringify(value: unknown): string
+}
+
 /** Joins each row of a table of operations with the method of the same name. */
 export function createCalls<Name extends string>(
   operations: Record<Name, Operation>,
@@ -54,6 +70,70 @@ export function createCalls<Name extends string>(
   let inFlight = 0
   let onIdle: (() => void) | undefined
   let draining = false
+
+  /** What a call in flight holds is one object, because it lies outside the caches when the call is answered. docs/decisions/0008 */
+  class CallInFlight implements Task {
+    private isOver = false
+    private place: Place | undefined
+    private readonly timer: NodeJS.Timeout
+
+    constructor(
+      private readonly row: Row,
+      private readonly params: Record<string, unknown>,
+      private readonly caller: Caller,
+      private readonly ended: Ended,
+      private readonly startedAt: number,
+    ) {
+      inFlight++
+      this.timer = setTimeout(expire, deadlineMs - (caller.waitedMs ?? 0), this)
+    }
+
+    begin(place?: Place): void {
+      // A call that was still in line when its caller was told "timeout" leaves no trace.
+      if (this.isOver) return process.nextTick(leave, place)
+      this.place = place
+      let running
+      try {
+        running = this.row.method(this.params as never, this.caller)
+      } catch (error) {
+        running = Promise.reject(toCallError(error))
+      }
+      running.then(
+        (value) => this.succeed(value),
+        (error: unknown) => this.fail(error),
+      )
+    }
+
+    succeed(value: unknown): void {
+      this.place?.leave()
+      if (this.isOver) return
+      let text
+      try {
+        text = this.row.stringify(value)
+      } catch (error) {
+        return this.answer(error)
+      }
+      this.answer(undefined, { value, text })
+    }
+
+    fail(error: unknown): void {
+      this.place?.leave()
+      this.answer(error)
+    }
+
+    /** Once, and in time, whatever happens: what comes later is not told any more. */
+    answer(error: unknown, result?: CallResult): void {
+      if (this.isOver) return
+      this.isOver = true
+      clearTimeout(this.timer)
+      const ms = performance.now() - this.startedAt
+      saturation?.observe(ms)
+      observe?.(this.row.name, result ? 'ok' : toCallError(error).code, ms)
+      inFlight--
+      if (inFlight === 0) onIdle?.()
+      this.ended(error, result)
+    }
+  }
 
   const byName = new Map<string, Call>()
   for (const name of Object.keys(operations) as Name[]) byName.set(name, createCall(name))
@@ -71,78 +151,37 @@ export function createCalls<Name extends string>(
   function createCall(name: Name): Call {
     const operation = operations[name]
     const check = TypeCompiler.Compile(operation.params)
-    const method = methods[name] as (params: Static<TObject>, caller: Caller) => Promise<unknown>
-    const stringify = (value: unknown) => (operation.stringify ? operation.stringify(value) : JSON.stringify(value))
-    const overlaps = operation.overlaps && name
-    const begin = (params: Record<string, unknown>, caller: Caller): Promise<unknown> => {
-      try {
-        return method(params, caller)
-      } catch (error) {
-        return Promise.reject(toCallError(error))
-      }
+    const row: Row = {
+      name,
+      method: methods[name],
+      stringify: (value) => operation.stringify?.(value) ?? JSON.stringify(value),
     }
+    const overlaps = operation.overlaps && name
 
     return {
       name,
       operation,
-      run(input, payload, caller, order) {
+      run(input, payload, caller, ended, order) {
         const startedAt = performance.now()
-        let params: Record<string, unknown>
+        let params
         try {
           admit(caller)
           params = bind(check, input, payload)
         } catch (error) {
           const refusal = toCallError(error)
           observe?.(name, refusal.code, performance.now() - startedAt)
-          return Promise.reject(refusal)
+          process.nextTick(ended, refusal)
+          return
         }
-        // One promise, and not async functions within each other: it is on the path of every call, docs/decisions/0008.
-        inFlight++
-        return new Promise((resolve, reject) => {
-          let isOver = false
-          /** Answers in time, whatever happens: what comes after the first answer is not told any more. */
-          const end = (outcome: 'ok' | ErrorName) => {
-            isOver = true
-            clearTimeout(timer)
-            const ms = performance.now() - startedAt
-            saturation?.observe(ms)
-            observe?.(name, outcome, ms)
-            inFlight--
-            if (inFlight === 0) onIdle?.()
-          }
-          const fail = (error: Error) => {
-            if (isOver) return
-            end(toCallError(error).code)
-            reject(error)
-          }
-          const timer = setTimeout(() => fail(timeout(deadlineMs)), deadlineMs - (caller.waitedMs ?? 0))
-          const task = (ended: () => void) => {
-            // A call that was still in line when its caller was told "timeout" leaves no trace.
-            const running = isOver ? Promise.reject(timeout(deadlineMs)) : begin(params, caller)
-            running.then(
-              (value) => {
-                ended()
-                if (isOver) return
-                let text
-                try {
-                  text = stringify(value)
-                } catch (error) {
-                  return fail(error as Error)
-                }
-                end('ok')
-                resolve({ value, text })
-              },
-              (error: Error) => {
-                ended()
-                fail(error)
-              },
-            )
-          }
-          if (order) order.run(params.connectionId as string, overlaps, task)
-          else task(ignore)
-        })
+        const call = new CallInFlight(row, params, caller, ended, startedAt)
+        if (order) order.run(params.connectionId as string, overlaps, call)
+        else call.begin()
       },
     }
+  }
+
+  function expire(call: CallInFlight): void {
+    call.answer(timeout(deadlineMs))
   }
 
   /** Refuses at once what could not be served anyway: quickly, so that those who are served stay quick. */
@@ -162,7 +201,9 @@ export function createCalls<Name extends string>(
   }
 }
 
-function ignore(): void {}
+function leave(place: Place | undefined): void {
+  place?.leave()
+}
 
 function timeout(deadlineMs: number): CallError {
   return new CallError(

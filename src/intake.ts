@@ -1,3 +1,4 @@
+import type { Reply } from './jsonrpc.js'
 import type { Clock } from './ports.js'
 
 /**
@@ -20,20 +21,19 @@ const WAIT_MS = 1_000
 export interface IntakeOptions {
   maxCalls: number
   now: Clock
-  /** Answers a frame that has waited here; tells how many calls are in it before it returns. */
-  answer(frame: Buffer, onCalls: (calls: number) => void, waitedMs: number): Promise<string | undefined>
+  /** Answers a frame that has waited here; tells how many calls are in it, unless one, before it returns. */
+  answer(frame: Buffer, reply: Reply, onCalls: (calls: number) => void, waitedMs: number): void
   /** Answers a frame whose calls will not be made. */
-  refuse(frame: Buffer): Promise<string | undefined>
+  refuse(frame: Buffer, reply: Reply): void
   /** `onSent` is called when the text has left this process, or could not. */
   send(text: string, onSent: () => void): void
   /** The sender does not take its answers. */
   isClogged(): boolean
   pause(): void
   resume(): void
-  onError(error: unknown): void
 }
 
-export function createIntake({ maxCalls, now, answer, refuse, send, isClogged, pause, resume, onError }: IntakeOptions) {
+export function createIntake({ maxCalls, now, answer, refuse, send, isClogged, pause, resume }: IntakeOptions) {
   const waiting: { frame: Buffer; since: number }[] = []
   let inFlight = 0
   let timer: NodeJS.Timeout | undefined
@@ -57,21 +57,28 @@ export function createIntake({ maxCalls, now, answer, refuse, send, isClogged, p
     return inFlight < maxCalls && !isClogged()
   }
 
+  // No closures for each frame: it is on the path of every call, docs/decisions/0008.
   function begin(frame: Buffer, answer: IntakeOptions['answer'], waitedMs: number): void {
-    let calls = 1
-    const done = () => {
-      inFlight -= calls
-      if (waiting.length > 0) next()
-    }
-    const answered = answer(frame, (count) => (calls = count), waitedMs)
-    inFlight += calls
-    answered.then(
-      (reply) => (reply === undefined ? done() : send(reply, done)),
-      (error: unknown) => {
-        done()
-        onError(error)
-      },
-    )
+    inFlight++
+    answer(frame, reply, more, waitedMs)
+  }
+
+  function more(calls: number): void {
+    inFlight += calls - 1
+  }
+
+  function reply(text: string | undefined, calls: number): void {
+    if (text === undefined) done(calls)
+    else send(text, calls === 1 ? doneOne : () => done(calls))
+  }
+
+  function doneOne(): void {
+    done(1)
+  }
+
+  function done(calls: number): void {
+    inFlight -= calls
+    if (waiting.length > 0) next()
   }
 
   function next(): void {

@@ -1,7 +1,7 @@
 import type { ArrivalOrder } from './arrival-order.js'
-import type { CallResult } from './calls.js'
+import type { Ended, Run } from './calls.js'
 import { CallError, toCallError } from './errors.js'
-import { parseJson, type CallTexts, type JsonBytes } from './json.js'
+import { parseJson, type CallTexts } from './json.js'
 import type { Caller } from './pickup.js'
 
 /**
@@ -10,7 +10,7 @@ import type { Caller } from './pickup.js'
  */
 
 export interface Method {
-  run(params: unknown, payload: JsonBytes | undefined, caller: Caller, order?: ArrivalOrder): Promise<CallResult>
+  run: Run
 }
 
 export interface JsonRpcOptions {
@@ -23,70 +23,72 @@ export interface JsonRpcOptions {
   dialect?: (method: string, value: unknown) => string | undefined
 }
 
-/** `onCalls` is told how many calls are in the frame, before this returns. */
-export type JsonRpc = (
-  frame: Buffer,
-  caller: Caller,
-  order?: ArrivalOrder,
-  onCalls?: (calls: number) => void,
-) => Promise<string | undefined>
+/** Answers one frame: once, and not before this returns. `onCalls` is told how many calls are in it, before this returns. */
+export type JsonRpc = (frame: Buffer, caller: Caller, reply: Reply, order?: ArrivalOrder, onCalls?: (calls: number) => void) => void
 
-/** @returns a function that answers one frame; `undefined` when nothing is to be answered (notifications). */
+/** `undefined` when nothing is to be answered (notifications). `calls` is how many there were, as `onCalls` was told; otherwise 1. */
+export type Reply = (text: string | undefined, calls: number) => void
+
 export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }: JsonRpcOptions): JsonRpc {
-  return function answer(frame, caller, order, onCalls) {
+  return function answer(frame, caller, reply, order, onCalls) {
     let parsed
     try {
       parsed = parseJson(frame, maxDepth, 'rpc')
     } catch (error) {
-      return Promise.resolve(failure('null', error))
+      return process.nextTick(reply, failure('null', error), 1)
     }
     const { value, texts } = parsed
-    return Array.isArray(value) ? answerAll(value, texts, caller, order, onCalls) : answerOne(value, texts[0], caller, order)
+    if (Array.isArray(value)) answerAll(value, texts, caller, reply, order, onCalls)
+    else answerOne(value, texts[0], caller, reply, order)
   }
 
   /** [JSON-RPC 6] Batch. */
-  async function answerAll(
+  function answerAll(
     value: unknown[],
     texts: readonly CallTexts[],
     caller: Caller,
+    reply: Reply,
     order?: ArrivalOrder,
     onCalls?: (calls: number) => void,
-  ): Promise<string | undefined> {
-    if (value.length === 0) return failure('null', new CallError('invalid_request', 'A batch must contain at least one call.'))
-    if (value.length > maxBatch) {
-      return failure(
-        'null',
-        new CallError('batch_too_long', `A batch must contain at most ${maxBatch} calls, it has ${value.length}.`, { limit: maxBatch }),
+  ): void {
+    const { length } = value
+    const refuse = (error: CallError) => process.nextTick(reply, failure('null', error), 1)
+    if (length === 0) return refuse(new CallError('invalid_request', 'A batch must contain at least one call.'))
+    if (length > maxBatch) {
+      return refuse(
+        new CallError('batch_too_long', `A batch must contain at most ${maxBatch} calls, it has ${length}.`, { limit: maxBatch }),
       )
     }
-    onCalls?.(value.length)
-    const answers = await Promise.all(value.map((call, i) => answerOne(call, texts[i], caller, order)))
-    const replies = answers.filter((reply) => reply !== undefined)
-    return replies.length > 0 ? `[${replies.join(',')}]` : undefined
+    onCalls?.(length)
+    const answers = new Array<string | undefined>(length)
+    let missing = length
+    value.forEach((call, i) => {
+      const answered: Reply = (text) => {
+        answers[i] = text
+        if (--missing > 0) return
+        const replies = answers.filter((answer) => answer !== undefined)
+        reply(replies.length > 0 ? `[${replies.join(',')}]` : undefined, length)
+      }
+      answerOne(call, texts[i], caller, answered, order)
+    })
   }
 
-  function answerOne(request: unknown, texts: CallTexts | undefined, caller: Caller, order?: ArrivalOrder): Promise<string | undefined> {
+  function answerOne(request: unknown, texts: CallTexts | undefined, caller: Caller, reply: Reply, order?: ArrivalOrder): void {
     const id = idOf(request, texts?.id)
     const problem = problemOf(request)
-    if (problem) return Promise.resolve(failure(id ?? 'null', new CallError('invalid_request', `Invalid request: ${problem}.`)))
+    if (problem) return process.nextTick(reply, failure(id ?? 'null', new CallError('invalid_request', `Invalid request: ${problem}.`)), 1)
     const { method, params = {} } = request as { method: string; params?: unknown }
     const isNotification = id === undefined // [JSON-RPC 4.1]
-    const fail = (error: unknown) => {
-      if (toCallError(error).code === 'internal_error') onError(error, method)
-      return isNotification ? undefined : failure(id, error)
+    const ended: Ended = (error, result) => {
+      if (!result && toCallError(error).code === 'internal_error') onError(error, method)
+      if (isNotification) reply(undefined, 1)
+      else if (!result) reply(failure(id, error), 1)
+      else reply(`{"jsonrpc":"2.0","result":${dialect?.(method, result.value) ?? result.text},"id":${id}}`, 1)
     }
     const found = methods.get(method)
-    if (!found) {
-      const unknown = new CallError('method_not_found', `Method not found: ${method.slice(0, 64)}. rpc.discover lists what there is.`)
-      return Promise.resolve(fail(unknown))
-    }
-    // Not an async function: it is on the path of every call, docs/decisions/0008.
-    return found
-      .run(params, texts?.payload, caller, order)
-      .then(
-        ({ value, text }) => (isNotification ? undefined : `{"jsonrpc":"2.0","result":${dialect?.(method, value) ?? text},"id":${id}}`),
-        fail,
-      )
+    if (found) return found.run(params, texts?.payload, caller, ended, order)
+    const unknown = `Method not found: ${method.slice(0, 64)}. rpc.discover lists what there is.`
+    process.nextTick(ended, new CallError('method_not_found', unknown))
   }
 }
 

@@ -17,9 +17,16 @@ export function createWireMethods(discovery: () => object): Map<string, Method> 
     )
   }
   const method = (answer: (params: unknown) => unknown): Method => ({
-    run: async (params) => {
-      const value = answer(params)
-      return { value, text: JSON.stringify(value) }
+    run(params, _payload, _caller, ended) {
+      process.nextTick(() => {
+        let value
+        try {
+          value = answer(params)
+        } catch (error) {
+          return ended(error)
+        }
+        ended(undefined, { value, text: JSON.stringify(value) })
+      })
     },
   })
   return new Map([

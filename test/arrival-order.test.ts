@@ -7,10 +7,13 @@ function arrivalOrder() {
   return {
     run: <T>(key: string, overlaps: string | undefined, task: () => Promise<T>) =>
       new Promise<T>((resolve, reject) => {
-        order.run(key, overlaps, (ended) => {
-          const running = task()
-          running.then(ended, ended)
-          running.then(resolve, reject)
+        order.run(key, overlaps, {
+          begin(place) {
+            const running = task()
+            const leave = () => place.leave()
+            running.then(leave, leave)
+            running.then(resolve, reject)
+          },
         })
       }),
   }

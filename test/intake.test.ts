@@ -16,23 +16,21 @@ function createFixture(maxCalls: number) {
   const intake = createIntake({
     maxCalls,
     now: () => state.now,
-    answer(bytes, onCalls) {
+    answer(bytes, reply, onCalls) {
       const frame = bytes.toString()
+      const calls = Number(frame.split(' ')[1] ?? 1)
       begun.push(frame)
-      onCalls(Number(frame.split(' ')[1] ?? 1))
-      return new Promise((resolve) => running.set(frame, () => resolve(`answer to ${frame}`)))
+      if (calls > 1) onCalls(calls)
+      running.set(frame, () => reply(`answer to ${frame}`, calls))
     },
-    refuse: async (frame) => {
+    refuse(frame, reply) {
       refused.push(frame.toString())
-      return undefined
+      process.nextTick(reply, undefined, 1)
     },
     send: (_text, onSent) => (state.sends ? onSent() : unsent.push(onSent)),
     isClogged: () => state.clogged,
     pause: () => (state.paused = true),
     resume: () => (state.paused = false),
-    onError: (error) => {
-      throw error
-    },
   })
   const finish = async (frame: string) => {
     running.get(frame)!()

@@ -18,10 +18,10 @@ function createService(dialect?: (method: string, value: unknown) => string | un
   const method = (name: string, answer: (params: any) => unknown): [string, Method] => [
     name,
     {
-      run: async (params, payload) => {
+      run(params, payload, _caller, ended) {
         seen.calls.push({ method: name, params, payload: payload?.toString() })
-        const value = answer(params)
-        return { value, text: JSON.stringify(value) }
+        const answered = (async () => answer(params))()
+        answered.then((value) => ended(undefined, { value, text: JSON.stringify(value) }), ended)
       },
     },
   ]
@@ -51,7 +51,7 @@ function createService(dialect?: (method: string, value: unknown) => string | un
     onError: (error, method) => seen.errors.push({ error, method }),
     ...(dialect ? { dialect } : {}),
   })
-  return { seen, answer: (text: string) => answer(Buffer.from(text), {}) }
+  return { seen, answer: (text: string) => new Promise<string | undefined>((resolve) => answer(Buffer.from(text), {}, resolve)) }
 }
 
 /** The answer without the words of an error, of which the specification fixes only the code. Checks the form of every reply. */

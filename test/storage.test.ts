@@ -124,8 +124,8 @@ t.test("pg's query, which outlives its answer, holds neither what it was given n
   t.same(await query({ name: 'echo', text: 'SELECT convert_from($1, $$UTF8$$), repeat($2, 3)' }, values), [['as it was', 'xxx']])
   await t.rejects(query({ name: 'fail', text: 'SELECT $1::int' }, ['not a number']))
   t.match(held, [
-    { values: [], rows: [] },
-    { values: [], rows: [] },
+    { values: [], rows: [], done: undefined },
+    { values: [], rows: [], done: undefined },
   ])
   t.equal(values.length, 2, 'the caller keeps its own')
 })
