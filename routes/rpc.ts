@@ -8,7 +8,7 @@ import { createIntake } from '../src/intake.js'
 import { createJsonRpc, failure, type Method } from '../src/jsonrpc.js'
 import type { Socket } from '../src/delivery.js'
 import { createOpenRpc } from '../src/openrpc.js'
-import { shortFrame, textFrame } from '../src/text-frame.js'
+import { MAX_SHORT, shortFrames, textFrame } from '../src/text-frame.js'
 import { createWireMethods } from '../src/wire-methods.js'
 
 const SERVICE_RESTART = 1012
@@ -62,7 +62,7 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
     }
     const wire = request.raw.socket
     let isCorked = false
-    let gathered = '' // short frames
+    let gathered: string[] = [] // short texts
     const caller = { socket, client: request.client }
     const order = createArrivalOrder()
     const intake = createIntake({
@@ -88,9 +88,8 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
         wire.cork()
         process.nextTick(uncork)
       }
-      const short = onSent ? undefined : shortFrame(text)
-      if (short !== undefined) {
-        gathered += short
+      if (text.length <= MAX_SHORT && !onSent) {
+        gathered.push(text)
         return
       }
       writeGathered()
@@ -98,9 +97,12 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
     }
 
     function writeGathered(): void {
-      if (gathered === '') return
-      wire.write(gathered, 'latin1')
-      gathered = ''
+      if (gathered.length === 0) return
+      const texts = gathered
+      gathered = []
+      const frames = shortFrames(texts)
+      if (frames !== undefined) wire.write(frames, 'latin1')
+      else for (const text of texts) wire.write(textFrame(text))
     }
 
     function uncork(): void {

@@ -25,13 +25,19 @@ export function textFrame(text: string): Buffer {
   return frame
 }
 
-const MAX_SHORT = 125
+/** Characters of a text whose length is one byte of its frame. */
+export const MAX_SHORT = 125
+
+const HEADERS = Array.from({ length: MAX_SHORT + 1 }, (_, length) => String.fromCharCode(FINAL_TEXT, length))
 
 /**
- * The same frame as a string of which each character is one byte ('latin1'), for a short text of ASCII; otherwise undefined. Many short answers leave
- * as one string, without a buffer and a write for each of them.
+ * The frames of short texts as one string of which each character is one byte ('latin1'), when all of them are ASCII; otherwise undefined. Many short
+ * answers leave as one string, without a buffer and a write for each of them.
  */
-export function shortFrame(text: string): string | undefined {
-  const { length } = text
-  return length <= MAX_SHORT && Buffer.byteLength(text) === length ? `\x81${String.fromCharCode(length)}${text}` : undefined
+export function shortFrames(texts: readonly string[]): string | undefined {
+  const parts: string[] = []
+  for (const text of texts) parts.push(HEADERS[text.length]!, text)
+  const frames = parts.join('')
+  const bytesMore = texts.length // in UTF-8 the first byte of each frame would be two
+  return Buffer.byteLength(frames) === frames.length + bytesMore ? frames : undefined
 }

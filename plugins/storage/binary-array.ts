@@ -14,6 +14,27 @@ const NULL_BYTES = -1
 
 /** For a parameter of type text[]. Lone surrogates become U+FFFD. */
 export function textArray(texts: readonly (string | null | undefined)[]): Buffer {
+  return arrayOfShort(texts) ?? arrayOfAny(texts)
+}
+
+/** One write for all, when each is a short text of ASCII: then its length is one character, and each character is one byte. */
+function arrayOfShort(texts: readonly (string | null | undefined)[]): Buffer | undefined {
+  const parts: string[] = []
+  for (const text of texts) {
+    const length = text?.length ?? LENGTHS.length
+    if (length >= LENGTHS.length) return undefined
+    parts.push(LENGTHS[length]!, text!)
+  }
+  const all = parts.join('')
+  if (Buffer.byteLength(all) !== all.length) return undefined
+  const array = header(HEADER_BYTES + all.length, TEXT, texts.length)
+  array.write(all, HEADER_BYTES, 'latin1')
+  return array
+}
+
+const LENGTHS = Array.from({ length: 128 }, (_, length) => `\0\0\0${String.fromCharCode(length)}`)
+
+function arrayOfAny(texts: readonly (string | null | undefined)[]): Buffer {
   const lengths = texts.map((text) => (text == null ? NULL_BYTES : Buffer.byteLength(text)))
   const array = header(
     lengths.reduce((size, length) => size + 4 + Math.max(length, 0), HEADER_BYTES),
@@ -23,7 +44,7 @@ export function textArray(texts: readonly (string | null | undefined)[]): Buffer
   let at = HEADER_BYTES
   for (let i = 0; i < texts.length; i++) {
     const length = lengths[i]!
-    at = array.writeInt32BE(length, at)
+    at = writeInt32(array, length, at)
     // A text with as many bytes as characters is ASCII, and can be copied as it is.
     if (length > 0) at += array.write(texts[i]!, at, length, length === texts[i]!.length ? 'latin1' : 'utf8')
   }
@@ -32,15 +53,14 @@ export function textArray(texts: readonly (string | null | undefined)[]): Buffer
 
 /** For a parameter of type text[], from UTF-8. */
 export function utf8Array(texts: readonly Buffer[]): Buffer {
-  const array = header(
-    texts.reduce((size, { length }) => size + 4 + length, HEADER_BYTES),
-    TEXT,
-    texts.length,
-  )
+  let size = HEADER_BYTES
+  for (const { length } of texts) size += 4 + length
+  const array = header(size, TEXT, texts.length)
   let at = HEADER_BYTES
   for (const text of texts) {
-    at = array.writeInt32BE(text.length, at)
-    at += text.copy(array, at)
+    at = writeInt32(array, text.length, at)
+    set.call(array, text, at)
+    at += text.length
   }
   return array
 }
@@ -48,10 +68,8 @@ export function utf8Array(texts: readonly Buffer[]): Buffer {
 /** For a parameter of type int[]. */
 export function intArray(values: readonly number[]): Buffer {
   const array = header(HEADER_BYTES + 8 * values.length, INT4, values.length)
-  values.forEach((value, i) => {
-    array.writeInt32BE(4, HEADER_BYTES + 8 * i)
-    array.writeInt32BE(value, HEADER_BYTES + 8 * i + 4)
-  })
+  let at = HEADER_BYTES
+  for (const value of values) at = writeInt32(array, value, writeInt32(array, 4, at))
   return array
 }
 
@@ -61,9 +79,9 @@ export function bigintArray(values: readonly (string | number | null | undefined
   let at = HEADER_BYTES
   for (const value of values) {
     if (value == null) {
-      at = array.writeInt32BE(NULL_BYTES, at)
+      at = writeInt32(array, NULL_BYTES, at)
     } else {
-      at = array.writeInt32BE(8, at)
+      at = writeInt32(array, 8, at)
       at = array.writeBigInt64BE(BigInt(value), at)
     }
   }
@@ -72,10 +90,22 @@ export function bigintArray(values: readonly (string | number | null | undefined
 
 function header(size: number, elementType: number, length: number): Buffer {
   const array = Buffer.allocUnsafe(size)
-  array.writeInt32BE(1, 0) // dimensions
-  array.writeInt32BE(1, 4) // may hold nulls
-  array.writeInt32BE(elementType, 8)
-  array.writeInt32BE(length, 12)
-  array.writeInt32BE(1, 16) // lower bound
+  writeInt32(array, 1, 0) // dimensions
+  writeInt32(array, 1, 4) // may hold nulls
+  writeInt32(array, elementType, 8)
+  writeInt32(array, length, 12)
+  writeInt32(array, 1, 16) // lower bound
   return array
+}
+
+// V8 looks up each method of a typed array by name, at each call, also in code that it has optimized.
+const { set } = Uint8Array.prototype
+
+/** @returns the place behind it */
+function writeInt32(array: Buffer, value: number, at: number): number {
+  array[at] = value >>> 24
+  array[at + 1] = value >>> 16
+  array[at + 2] = value >>> 8
+  array[at + 3] = value
+  return at + 4
 }

@@ -8,6 +8,10 @@ type Done<Row> = (error: Error | null, rows: Row[]) => void
 // As pg-cursor and pg-query-stream, the other two that speak pg's protocol by themselves, have it.
 const { prepareValue } = (pg as unknown as { utils: { prepareValue(value: unknown): Value } }).utils
 
+const INT8: number = pg.types.builtins.INT8
+/** pg leaves an int8 as it is too, after a look at its digits. */
+const asText: Parser = (text) => text
+
 /** Of each connection, by the names of its statements: how their rows are read. */
 const described = new WeakMap<Connection, Map<string, readonly Parser[]>>()
 
@@ -65,7 +69,7 @@ export class Prepared<Row extends unknown[]> implements Submittable {
   }
 
   handleRowDescription({ fields }: { fields: { dataTypeID: number }[] }): void {
-    this.parsers = fields.map(({ dataTypeID }) => pg.types.getTypeParser(dataTypeID) as Parser)
+    this.parsers = fields.map(({ dataTypeID }) => (dataTypeID === INT8 ? asText : (pg.types.getTypeParser(dataTypeID) as Parser)))
   }
 
   handleDataRow({ fields }: { fields: (string | null)[] }): void {
