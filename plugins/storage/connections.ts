@@ -4,7 +4,7 @@ import type { Query } from './query.js'
 
 /*
  * Statements that follow each other go down the same connections. To be lent one by pg's pool and to give it back is two ticks, four timers,
- * and listeners added and removed: 17 of the 160 µs that a lone add takes in this process. docs/decisions/0008
+ * and listeners added and removed: 15 of the 160 µs that a lone add takes in this process. docs/decisions/0008
  */
 
 /** As many batches of adds as are under way at once. */
@@ -49,6 +49,7 @@ export function createRun(pool: Pool): Query {
         if (!kept.includes(connection)) return
         kept = kept.filter((other) => other !== connection)
         release(connection, error)
+        pool.emit('error', error, client) // as the pool does of one that it has
       },
     }
     client.on('error', connection.onError)
