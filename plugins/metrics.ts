@@ -90,7 +90,7 @@ export default fp(
     })
     const pool = new Gauge({
       name: 'mpr_database_pool',
-      help: 'Connections to Postgres (busy, idle) and statements that wait for one (waiting)',
+      help: 'Connections to Postgres (busy, among them up to two kept for the next statement; idle) and statements that wait for one (waiting)',
       labelNames: ['state'] as const,
       registers,
       collect() {

@@ -68,8 +68,8 @@ export default async function rpcRoutes(app: FastifyInstance): Promise<void> {
     const intake = createIntake({
       maxCalls: maxCallsInFlight,
       now: () => performance.now(),
-      answer: (frame, reply, onCalls, waitedMs) => answer(frame, waitedMs > 0 ? { ...caller, waitedMs } : caller, reply, order, onCalls),
-      refuse: (frame, reply) => refuse(frame, caller, reply),
+      answer: (frame, reply, onCalls, waitedMs) => answer(frame, waitedMs > 0 ? { ...caller, waitedMs } : caller, reply, onCalls, order),
+      refuse: (frame, reply, onCalls) => refuse(frame, caller, reply, onCalls),
       send(text, onSent) {
         if (text.length > SMALL_ANSWER || webSocket.bufferedAmount > FEW_BUFFERED_BYTES) return send(text, onSent)
         send(text)

@@ -73,7 +73,6 @@ export function createCalls<Name extends string>(
 
   /** What a call in flight holds is one object, because it lies outside the caches when the call is answered. docs/decisions/0008 */
   class CallInFlight implements Task {
-    private isOver = false
     private place: Place | undefined
     private readonly timer: NodeJS.Timeout
 
@@ -81,7 +80,7 @@ export function createCalls<Name extends string>(
       private readonly row: Row,
       private readonly params: Record<string, unknown>,
       private readonly caller: Caller,
-      private readonly ended: Ended,
+      private ended: Ended | undefined, // until it is answered
       private readonly startedAt: number,
     ) {
       inFlight++
@@ -90,7 +89,7 @@ export function createCalls<Name extends string>(
 
     begin(place?: Place): void {
       // A call that was still in line when its caller was told "timeout" leaves no trace.
-      if (this.isOver) return process.nextTick(leave, place)
+      if (!this.ended) return process.nextTick(leave, place)
       this.place = place
       let running
       try {
@@ -106,7 +105,7 @@ export function createCalls<Name extends string>(
 
     succeed(value: unknown): void {
       this.place?.leave()
-      if (this.isOver) return
+      if (!this.ended) return
       let text
       try {
         text = this.row.stringify(value)
@@ -123,15 +122,16 @@ export function createCalls<Name extends string>(
 
     /** Once, and in time, whatever happens: what comes later is not told any more. */
     answer(error: unknown, result?: CallResult): void {
-      if (this.isOver) return
-      this.isOver = true
+      const { ended } = this
+      if (!ended) return
+      this.ended = undefined
       clearTimeout(this.timer)
       const ms = performance.now() - this.startedAt
       saturation?.observe(ms)
       observe?.(this.row.name, result ? 'ok' : toCallError(error).code, ms)
       inFlight--
       if (inFlight === 0) onIdle?.()
-      this.ended(error, result)
+      ended(error, result)
     }
   }
 

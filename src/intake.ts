@@ -21,10 +21,10 @@ const WAIT_MS = 1_000
 export interface IntakeOptions {
   maxCalls: number
   now: Clock
-  /** Answers a frame that has waited here; tells how many calls are in it, unless one, before it returns. */
+  /** Answers a frame that has waited here; tells how many calls are in it when it is a batch, before it returns. */
   answer(frame: Buffer, reply: Reply, onCalls: (calls: number) => void, waitedMs: number): void
   /** Answers a frame whose calls will not be made. */
-  refuse(frame: Buffer, reply: Reply): void
+  refuse(frame: Buffer, reply: Reply, onCalls: (calls: number) => void): void
   /** `onSent` is called when the text has left this process, or could not. */
   send(text: string, onSent: () => void): void
   /** The sender does not take its answers. */

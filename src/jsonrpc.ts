@@ -1,5 +1,5 @@
 import type { ArrivalOrder } from './arrival-order.js'
-import type { Ended, Run } from './calls.js'
+import type { CallResult, Ended, Run } from './calls.js'
 import { CallError, toCallError } from './errors.js'
 import { parseJson, type CallTexts } from './json.js'
 import type { Caller } from './pickup.js'
@@ -23,14 +23,14 @@ export interface JsonRpcOptions {
   dialect?: (method: string, value: unknown) => string | undefined
 }
 
-/** Answers one frame: once, and not before this returns. `onCalls` is told how many calls are in it, before this returns. */
-export type JsonRpc = (frame: Buffer, caller: Caller, reply: Reply, order?: ArrivalOrder, onCalls?: (calls: number) => void) => void
+/** Answers one frame: once, and not before this returns. `onCalls` is told how many calls are in a batch, before this returns. */
+export type JsonRpc = (frame: Buffer, caller: Caller, reply: Reply, onCalls: (calls: number) => void, order?: ArrivalOrder) => void
 
 /** `undefined` when nothing is to be answered (notifications). `calls` is how many there were, as `onCalls` was told; otherwise 1. */
 export type Reply = (text: string | undefined, calls: number) => void
 
 export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }: JsonRpcOptions): JsonRpc {
-  return function answer(frame, caller, reply, order, onCalls) {
+  return function answer(frame, caller, reply, onCalls, order) {
     let parsed
     try {
       parsed = parseJson(frame, maxDepth, 'rpc')
@@ -38,7 +38,7 @@ export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }:
       return process.nextTick(reply, failure('null', error), 1)
     }
     const { value, texts } = parsed
-    if (Array.isArray(value)) answerAll(value, texts, caller, reply, order, onCalls)
+    if (Array.isArray(value)) answerAll(value, texts, caller, reply, onCalls, order)
     else answerOne(value, texts[0], caller, reply, order)
   }
 
@@ -48,8 +48,8 @@ export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }:
     texts: readonly CallTexts[],
     caller: Caller,
     reply: Reply,
+    onCalls: (calls: number) => void,
     order?: ArrivalOrder,
-    onCalls?: (calls: number) => void,
   ): void {
     const { length } = value
     const refuse = (error: CallError) => process.nextTick(reply, failure('null', error), 1)
@@ -59,18 +59,36 @@ export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }:
         new CallError('batch_too_long', `A batch must contain at most ${maxBatch} calls, it has ${length}.`, { limit: maxBatch }),
       )
     }
-    onCalls?.(length)
+    onCalls(length)
     const answers = new Array<string | undefined>(length)
     let missing = length
     value.forEach((call, i) => {
       const answered: Reply = (text) => {
         answers[i] = text
         if (--missing > 0) return
-        const replies = answers.filter((answer) => answer !== undefined)
-        reply(replies.length > 0 ? `[${replies.join(',')}]` : undefined, length)
+        reply(joined(answers), length)
       }
       answerOne(call, texts[i], caller, answered, order)
     })
+  }
+
+  function success(id: string, method: string, { value, text }: CallResult): string {
+    try {
+      return `{"jsonrpc":"2.0","result":${dialect?.(method, value) ?? text},"id":${id}}`
+    } catch (error) {
+      onError(error, method)
+      return failure(id, error)
+    }
+  }
+
+  function joined(answers: readonly (string | undefined)[]): string | undefined {
+    const replies = answers.filter((answer) => answer !== undefined)
+    try {
+      return replies.length > 0 ? `[${replies.join(',')}]` : undefined
+    } catch (error) {
+      onError(error, 'batch') // longer than a string may be
+      return failure('null', error)
+    }
   }
 
   function answerOne(request: unknown, texts: CallTexts | undefined, caller: Caller, reply: Reply, order?: ArrivalOrder): void {
@@ -83,7 +101,7 @@ export function createJsonRpc({ methods, maxDepth, maxBatch, onError, dialect }:
       if (!result && toCallError(error).code === 'internal_error') onError(error, method)
       if (isNotification) reply(undefined, 1)
       else if (!result) reply(failure(id, error), 1)
-      else reply(`{"jsonrpc":"2.0","result":${dialect?.(method, result.value) ?? result.text},"id":${id}}`, 1)
+      else reply(success(id, method, result), 1)
     }
     const found = methods.get(method)
     if (found) return found.run(params, texts?.payload, caller, ended, order)

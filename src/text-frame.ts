@@ -25,7 +25,7 @@ export function textFrame(text: string): Buffer {
   return frame
 }
 
-/** Characters of a text whose length is one byte of its frame. */
+/** Of a text of ASCII with so many characters the length is one byte of its frame. */
 export const MAX_SHORT = 125
 
 const HEADERS = Array.from({ length: MAX_SHORT + 1 }, (_, length) => String.fromCharCode(FINAL_TEXT, length))

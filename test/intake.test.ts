@@ -23,9 +23,12 @@ function createFixture(maxCalls: number) {
       if (calls > 1) onCalls(calls)
       running.set(frame, () => reply(`answer to ${frame}`, calls))
     },
-    refuse(frame, reply) {
-      refused.push(frame.toString())
-      process.nextTick(reply, undefined, 1)
+    refuse(bytes, reply, onCalls) {
+      const frame = bytes.toString()
+      const calls = Number(frame.split(' ')[1] ?? 1)
+      refused.push(frame)
+      if (calls > 1) onCalls(calls)
+      process.nextTick(reply, undefined, calls)
     },
     send: (_text, onSent) => (state.sends ? onSent() : unsent.push(onSent)),
     isClogged: () => state.clogged,
@@ -97,19 +100,21 @@ t.test('what waits behind calls that do not end is refused while its sender stil
   }
   t.teardown(() => (globalThis.setInterval = real))
   intake.accept('a')
-  intake.accept('b')
+  intake.accept('batch 5')
   state.now = 900
   intake.accept('c')
   tick.run()
   t.same(refused, [])
   state.now = 1_100
   tick.run()
-  t.same(refused, ['b'])
+  t.same(refused, ['batch 5'])
   t.same(begun, ['a'], 'and was not begun')
+  await new Promise(setImmediate)
+  t.same(begun, ['a'], 'nor does it make room for more than there was')
   state.now = 5_000
   state.clogged = true
   tick.run()
-  t.same(refused, ['b'], 'who takes no answers is not sent more')
+  t.same(refused, ['batch 5'], 'who takes no answers is not sent more')
   intake.close()
 })
 

@@ -1,7 +1,7 @@
 import t, { type Test } from 'tap'
 import { CallError } from '../src/errors.js'
 import { parseJson } from '../src/json.js'
-import { createJsonRpc, type Method } from '../src/jsonrpc.js'
+import { createJsonRpc, type Method, type Reply } from '../src/jsonrpc.js'
 import { mulberry32 } from './helpers/random.js'
 
 const MAX_DEPTH = 6
@@ -51,7 +51,13 @@ function createService(dialect?: (method: string, value: unknown) => string | un
     onError: (error, method) => seen.errors.push({ error, method }),
     ...(dialect ? { dialect } : {}),
   })
-  return { seen, answer: (text: string) => new Promise<string | undefined>((resolve) => answer(Buffer.from(text), {}, resolve)) }
+  const ask = (text: string) =>
+    new Promise<string | undefined>((resolve, reject) => {
+      let told = 1
+      const reply: Reply = (text, calls) => (calls === told ? resolve(text) : reject(new Error(`${calls} calls, told were ${told}`)))
+      answer(Buffer.from(text), {}, reply, (calls) => (told = calls))
+    })
+  return { seen, answer: ask }
 }
 
 /** The answer without the words of an error, of which the specification fixes only the code. Checks the form of every reply. */
@@ -302,6 +308,19 @@ t.test('a dialect rewrites the results it knows and leaves errors and the rest',
   t.strictSame(await ask(t, '{"jsonrpc":"2.0","method":"get_data","id":1}', service), result({ data: ['hello', 5] }, 1))
   t.strictSame(await ask(t, '{"jsonrpc":"2.0","method":"sum","params":[1,2],"id":1}', service), result(3, 1))
   t.strictSame(await ask(t, '{"jsonrpc":"2.0","method":"refuse","id":1}', service), error(-32001, 1))
+})
+
+t.test('an answer that cannot be written is an error, and is told of', async (t) => {
+  const failing = createService(() => {
+    throw new Error('as a dialect may')
+  })
+  t.strictSame(await ask(t, '{"jsonrpc":"2.0","method":"sum","params":[1,2],"id":1}', failing), error(-32603, 1))
+  t.match(failing.seen.errors, [{ method: 'sum' }])
+
+  const long = createService(() => `"${'x'.repeat(300_000_000)}"`) // two of them are longer than a string may be
+  const call = '{"jsonrpc":"2.0","method":"update","id":1}'
+  t.strictSame(await ask(t, `[${call},${call}]`, long), error(-32603, null))
+  t.match(long.seen.errors, [{ method: 'batch' }])
 })
 
 t.test('each call of a batch gets the text of its own payload', async (t) => {

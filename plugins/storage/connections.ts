@@ -9,7 +9,7 @@ import type { Query } from './query.js'
 
 /** As many batches of adds as are under way at once. */
 const MOST_KEPT = 2
-/** Not used for so long, or twice that, it goes back to the pool. No longer does whoever asks the pool, or ends it, wait for it. */
+/** Not used for so long, or twice that, it goes back to the pool. No longer does whoever asks the pool, or ends it, wait for it; that is when all others are busy. */
 const KEEP_MS = 100
 
 interface Connection {
@@ -43,7 +43,7 @@ export function createRun(pool: Pool): Query {
   function borrowed(client: PoolClient): Connection {
     const connection = {
       client,
-      wasUsed: true,
+      wasUsed: false,
       onError(error: Error) {
         // While it is in use its statement fails, and gives it up.
         if (!kept.includes(connection)) return

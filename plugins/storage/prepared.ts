@@ -12,7 +12,7 @@ const INT8: number = pg.types.builtins.INT8
 /** pg leaves an int8 as it is too, after a look at its digits. */
 const asText: Parser = (text) => text
 
-/** Of each connection, by the texts of its statements: how their rows are read. */
+/** Of each connection, by the texts of its statements: how their rows are read. By the text, so that one name for two is refused by Postgres. */
 const described = new WeakMap<Connection, Map<string, readonly Parser[]>>()
 
 /**
@@ -45,27 +45,27 @@ export class Prepared<Row extends unknown[]> implements Submittable {
     done?.(error, rows)
   }
 
-  /** @returns why nothing was sent, if so */
+  /** @returns why it could not be sent, if so: then the connection is of no use */
   submit(connection: Connection): Error | undefined {
-    let values
-    try {
-      values = this.values.map(prepareValue)
-    } catch (error) {
-      return error as Error
-    }
     let known = described.get(connection)
     if (!known) described.set(connection, (known = new Map<string, readonly Parser[]>()))
     this.known = known
     this.parsers = known.get(this.text)
     const isNew = this.parsers === undefined
     connection.stream.cork()
-    if (isNew) connection.parse({ name: this.name, text: this.text, types: [] }, true)
-    connection.bind({ statement: this.name, values }, true)
-    if (isNew) connection.describe({ type: 'P' }, true)
-    connection.execute({}, true)
-    connection.sync()
-    connection.stream.uncork()
-    return undefined
+    try {
+      const values = this.values.map(prepareValue)
+      if (isNew) connection.parse({ name: this.name, text: this.text, types: [] }, true)
+      connection.bind({ statement: this.name, values }, true)
+      if (isNew) connection.describe({ type: 'P' }, true)
+      connection.execute({}, true)
+      connection.sync()
+      return undefined
+    } catch (error) {
+      return error as Error
+    } finally {
+      connection.stream.uncork()
+    }
   }
 
   handleRowDescription({ fields }: { fields: { dataTypeID: number }[] }): void {
