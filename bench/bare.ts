@@ -47,7 +47,8 @@ app.get('/ws', { websocket: true }, (socket, request) => {
   let isCorked = false
   socket.on('message', (frame: Buffer) => {
     const { id, params } = JSON.parse(frame.toString()) as { id: number; params: { connectionId: string; recipientDids: [string] } }
-    void add({ connectionId: params.connectionId, did: params.recipientDids[0], frame }).then((seq) => {
+    add({ connectionId: params.connectionId, did: params.recipientDids[0], frame }, (seq) => {
+      if (seq instanceof Error) throw seq
       if (!isCorked) {
         isCorked = true
         wire.cork()

@@ -5,7 +5,7 @@ import type { ArrivalOrder, Place, Task } from './arrival-order.js'
 import type { Operation } from './contract.js'
 import { CallError, toCallError, type ErrorName } from './errors.js'
 import type { JsonBytes } from './json.js'
-import type { Caller } from './pickup.js'
+import type { Caller, Outcome } from './pickup.js'
 import type { RateLimit } from './rate-limit.js'
 import type { Saturation } from './saturation.js'
 
@@ -57,14 +57,14 @@ export interface Calls {
 
 interface Row {
   readonly name: string
-  method(params: never, caller: Caller): Promise<unknown>
+  method(params: never, caller: Caller, outcome: Outcome<unknown>): Promise<unknown> | undefined
   stringify(value: unknown): string
 }
 
 /** Joins each row of a table of operations with the method of the same name. */
 export function createCalls<Name extends string>(
   operations: Record<Name, Operation>,
-  methods: Record<Name, (params: never, caller: Caller) => Promise<unknown>>,
+  methods: Record<Name, (params: never, caller: Caller, outcome: Outcome<never>) => Promise<unknown> | undefined>,
   { deadlineMs, maxInFlight, rateLimit, saturation, observe }: CallsOptions,
 ): Calls {
   let inFlight = 0
@@ -72,7 +72,7 @@ export function createCalls<Name extends string>(
   let draining = false
 
   /** What a call in flight holds is one object, because it lies outside the caches when the call is answered. docs/decisions/0008 */
-  class CallInFlight implements Task {
+  class CallInFlight implements Task, Outcome<unknown> {
     private place: Place | undefined
     private readonly timer: NodeJS.Timeout
 
@@ -93,11 +93,11 @@ export function createCalls<Name extends string>(
       this.place = place
       let running
       try {
-        running = this.row.method(this.params as never, this.caller)
+        running = this.row.method(this.params as never, this.caller, this)
       } catch (error) {
         running = Promise.reject(toCallError(error))
       }
-      running.then(
+      running?.then(
         (value) => this.succeed(value),
         (error: unknown) => this.fail(error),
       )

@@ -2,6 +2,7 @@ import { stringifyMessages } from './contract.js'
 import { toCallError, type ErrorName } from './errors.js'
 import type { JsonText } from './json.js'
 import type { Added, Clock, DeliverableMessage, MessageStore, NewMessage } from './ports.js'
+import { promised } from './told.js'
 
 /**
  * What an open session is sent, and what it may be: the window of what it was sent and has not removed.
@@ -116,8 +117,8 @@ export function createDelivery({ store, now, leaseMs, isOpen, onOver, announce, 
     return windowBytes + offeredBytes + bytes <= WINDOW_BYTES || window.size + offers === 0 // a larger one goes alone
   }
 
-  /** Runs the add of a message that can be offered, and sends the message when its insert could claim it. @throws what `add` throws */
-  async function offering(recipient: Recipient, message: NewMessage, add: (message: NewMessage) => Promise<Added>): Promise<Added> {
+  /** Runs the add of a message that can be offered, and sends the message when its insert could claim it. @throws what `add` tells */
+  async function offering(recipient: Recipient, message: NewMessage, add: MessageStore['add']): Promise<Added> {
     const { connectionId, payload, payloadBytes } = message
     const until = now() + (leaseMs || WINDOW_LEASE_MS)
     recipient.offers++
@@ -125,7 +126,7 @@ export function createDelivery({ store, now, leaseMs, isOpen, onOver, announce, 
     try {
       // Set and not spread, for the hidden class (pickup.ts): the message is that of this add alone.
       message.claimFor = { epoch: recipient.epoch, after: recipient.isSettled ? recipient.lastId : undefined, leaseMs }
-      const added = await add(message)
+      const added = await promised<Added>((told) => add(message, told))
       if (!added.claimed) return added // whoever runs the add announces it
       if (!isOpen(recipient)) {
         announce(connectionId) // for a session that is newer than ours it is not in flight

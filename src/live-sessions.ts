@@ -1,6 +1,7 @@
 import { createDelivery, newRecipient, type Recipient, type Socket } from './delivery.js'
 import { createLookingAgain } from './looking-again.js'
 import type { Added, Clock, Log, MessageStore, NewMessage, PubSub, SessionDirectory } from './ports.js'
+import type { Told } from './told.js'
 
 /**
  * The live sessions whose sockets are on this instance: who owns what. What each is sent is the affair of delivery.ts.
@@ -142,12 +143,13 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   }
 
   /**
-   * Runs the add of a message, whose session is given it at once when that is here and may be. Once it is stored, `added` has to be called.
-   * @throws what `add` throws
+   * Runs the add of a message, whose session is given it at once when that is here and may be, and tells what `add` told. Once it is stored,
+   * `added` has to be called.
    */
-  function adding(message: NewMessage, add: (message: NewMessage) => Promise<Added>): Promise<Added> {
+  function adding(message: NewMessage, add: MessageStore['add'], told: Told<Added>): void {
     const session = open.get(message.connectionId)
-    return session && delivery.canBeOffered(session, message.payloadBytes) ? delivery.offering(session, message, add) : add(message)
+    if (session && delivery.canBeOffered(session, message.payloadBytes)) delivery.offering(session, message, add).then(told, told)
+    else add(message, told)
   }
 
   /** A message was stored: whoever holds the connection's live session, and was not given it at once, is told to look for it. */

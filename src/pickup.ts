@@ -2,9 +2,10 @@ import type { Limits, OperationName, Params, Result } from './contract.js'
 import { CallError } from './errors.js'
 import type { Socket } from './delivery.js'
 import type { LiveSessions } from './live-sessions.js'
-import type { MessageStore, NewMessage, PushOutbox } from './ports.js'
+import type { Added, MessageStore, NewMessage, PushOutbox } from './ports.js'
 import type { Push } from './push.js'
 import { isQuotaExceeded, type createQuota } from './quota.js'
+import type { Told } from './told.js'
 
 /** Who calls. A socket can be delivered to; a REST request has none. */
 export interface Caller {
@@ -15,9 +16,18 @@ export interface Caller {
   readonly waitedMs?: number
 }
 
-/** One method for each row of the contract: a row without a handler does not compile. */
+/**
+ * One method for each row of the contract: a row without a handler does not compile. It answers by its promise, or without one by `outcome`, not
+ * before it returns; addMessage does, because most calls are that one. docs/decisions/0008
+ */
 export type Pickup = {
-  [Name in OperationName]: (params: Params<Name>, caller: Caller) => Promise<Result<Name>>
+  [Name in OperationName]: (params: Params<Name>, caller: Caller, outcome: Outcome<Result<Name>>) => Promise<Result<Name>> | undefined
+}
+
+/** Whoever waits for a call. */
+export interface Outcome<T> {
+  succeed(value: T): void
+  fail(error: unknown): void
 }
 
 export interface PickupOptions {
@@ -34,8 +44,7 @@ export interface PickupOptions {
 /** The operations. Each writes to the store first, then tells whoever may listen, then answers. */
 export function createPickup({ store, outbox, push, liveSessions, quota, limits, leaseMs }: PickupOptions): Pickup {
   return {
-    // Not an async function: most calls are this one, docs/decisions/0008.
-    addMessage({ connectionId, recipientDids, payload, receivedAt, idempotencyKey, pushNotificationToken, token }, { socket }) {
+    addMessage({ connectionId, recipientDids, payload, receivedAt, idempotencyKey, pushNotificationToken, token }, { socket }, outcome) {
       const payloadBytes = payload.length
       if (payloadBytes > limits.maxPayloadBytes) {
         throw new CallError(
@@ -60,28 +69,27 @@ export function createPickup({ store, outbox, push, liveSessions, quota, limits,
         claimFor: undefined,
         ifAtMost,
       })
-      const adding = quota.run(connectionId, payloadBytes, (ended, ifAtMost) =>
-        liveSessions.adding(messageFor(ifAtMost), store.add).then(
-          (added) => {
-            ended?.()
-            liveSessions.added(connectionId, added)
-            push?.added(connectionId, socket, pushToken, added.push)
-            return added.id
-          },
-          (error: unknown) => {
-            ended?.()
-            throw error
-          },
-        ),
-      )
-      if (idempotencyKey === undefined) return adding
-      return adding.catch(async (error: unknown) => {
-        // Repeated because its answer was lost: it takes no more room.
-        const first = isQuotaExceeded(error) ? await store.idOfKey(messageFor()) : undefined
-        if (first === undefined) throw error
-        liveSessions.added(connectionId, { id: first })
-        return first
+      const add = (ifAtMost: NewMessage['ifAtMost'], told: Told<Added>) => liveSessions.adding(messageFor(ifAtMost), store.add, told)
+      quota.run(connectionId, payloadBytes, add, (added) => {
+        if (added instanceof Error) return fail(added)
+        liveSessions.added(connectionId, added)
+        push?.added(connectionId, socket, pushToken, added.push)
+        outcome.succeed(added.id)
       })
+      return undefined
+
+      function fail(error: Error): void {
+        if (idempotencyKey === undefined || !isQuotaExceeded(error)) return outcome.fail(error)
+        // Repeated because its answer was lost: it takes no more room.
+        store.idOfKey(messageFor()).then(
+          (first) => {
+            if (first === undefined) return outcome.fail(error)
+            liveSessions.added(connectionId, { id: first })
+            outcome.succeed(first)
+          },
+          (other: unknown) => outcome.fail(other),
+        )
+      }
     },
 
     async takeFromQueue({ connectionId, recipientDid, limit = Infinity, limitBytes = Infinity, deleteMessages = false }) {

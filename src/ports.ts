@@ -1,4 +1,5 @@
 import type { JsonBytes, JsonText } from './json.js'
+import type { Told } from './told.js'
 
 /**
  * What the queue needs from the world. Each port states the promise that every backend keeps; `test/contracts/` holds
@@ -87,9 +88,9 @@ export interface MessageStore {
    * there, and, with the same payload, for a while after it was removed (the add may be repeated because its answer was lost). When pushes are on and the
    * connection has no live session, the push that is owed is committed with the message. With `claimFor` it is claimed as by `claim`,
    * if that session is the current one and was given all that came before.
-   * @throws CallError `quota_exceeded` when there is more than `ifAtMost`, which concurrent adds to one connection give alike; nothing was stored
+   * It fails with `quota_exceeded` when there is more than `ifAtMost`, which concurrent adds to one connection give alike; nothing was stored.
    */
-  add(message: NewMessage): Promise<Added>
+  add(message: NewMessage, told: Told<Added>): void
   /** The id that `add` would answer because of the idempotencyKey. */
   idOfKey(message: NewMessage): Promise<string | undefined>
   /** Oldest first. With `remove`, no message is given to two callers. */

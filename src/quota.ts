@@ -1,5 +1,6 @@
 import { CallError } from './errors.js'
 import type { MessageStore } from './ports.js'
+import { promised, type Told } from './told.js'
 
 export interface Quota {
   /** Waiting messages per connection; 0 = no limit. */
@@ -37,18 +38,19 @@ interface Known {
   until: number
   /** There were few when it was looked at; undefined when it was not. */
   isFew: boolean | undefined
-  /** Adds that were called and have neither been stored nor failed, and the last of them. */
-  pendingMessages: number
+  /** Adds that were called, how many of them have been stored or failed, and the bytes of those that have not. */
+  begun: number
+  ended: number
   pendingBytes: number
-  last: Promise<unknown> | undefined
+  /** Who waits until so many have ended. */
+  waiting: { until: number; resolve: () => void }[] | undefined
   /** A count, or a first add, which counts only when more than a few wait. */
   look: Promise<Room | undefined> | undefined
   /** Calls that look, or wait for one that does, and hold this object. */
   users: number
 }
 
-// It tells by a call, and not by its promise alone: this is on the path of every message. docs/decisions/0008
-type Add<T> = (ended?: () => void, ifAtMost?: Room) => Promise<T>
+type Add<T> = (ifAtMost: Room | undefined, told: Told<T>) => void
 
 /**
  * Refuses a message that would make the queue of its connection larger than the quota. A refusal always follows an
@@ -66,16 +68,16 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
   return { run }
 
   /**
-   * Runs `add` if the connection has room for `bytes` more, and is to be told by it when it has ended, stored or failed, before anyone who
-   * waits for it goes on. `add` may be told to store only if not more than `ifAtMost` waits, and then throws `quota_exceeded` otherwise; it is
+   * Runs `add` if the connection has room for `bytes` more, and tells how it ended: stored, or failed with whatever it failed with, or
+   * `quota_exceeded`. `add` may be told to store only if not more than `ifAtMost` waits, and then fails with `quota_exceeded` otherwise; it is
    * run again after a count.
-   * @throws CallError `quota_exceeded`
    */
-  function run<T>(connectionId: string, bytes: number, add: Add<T>): Promise<T> {
-    if (maxMessages === Infinity && maxBytes === Infinity) return add()
+  function run<T>(connectionId: string, bytes: number, add: Add<T>, told: Told<T>): void {
+    if (maxMessages === Infinity && maxBytes === Infinity) return add(undefined, told)
     const known = knownOf(connectionId)
-    // Mostly there is room, and no need for an async function on the path of every message. docs/decisions/0008
-    return !known.look && spend(known, bytes) ? addPending(known, bytes, add) : lookAndAdd(connectionId, known, bytes, add)
+    // Mostly there is room, and no need for a promise on the path of every message. docs/decisions/0008
+    if (!known.look && spend(known, bytes)) addPending(known, bytes, add, told)
+    else lookAndAdd(connectionId, known, bytes, add).then(told, told)
   }
 
   async function lookAndAdd<T>(connectionId: string, known: Known, bytes: number, add: Add<T>): Promise<T> {
@@ -83,8 +85,8 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
     try {
       // While somebody looks nobody overtakes the one who waits for it: the adds of a connection keep their order.
       while (known.look || !spend(known, bytes)) {
-        const { look, last } = known
-        const first = look || last || !mayBeFew(known, bytes) ? undefined : addToFew(connectionId, known, bytes, add)
+        const { look, begun, ended } = known
+        const first = look || begun > ended || !mayBeFew(known, bytes) ? undefined : addToFew(connectionId, known, bytes, add)
         const free = await (known.look ?? count(connectionId, known, bytes))
         if (!free) {
           if (first) return await first
@@ -92,10 +94,10 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
         }
         const full = free.messages < 1 ? refuse('messages', maxMessages) : free.bytes < bytes ? refuse('bytes', maxBytes) : undefined
         if (!full) continue
-        if (!last) throw full
-        await last.catch(() => {}) // it may have been counted twice, or may yet fail and leave room
+        if (begun === ended) throw full
+        await allEnded(known, begun) // they may have been counted twice, or may yet fail and leave room
       }
-      return await addPending(known, bytes, add)
+      return await promised<T>((told) => addPending(known, bytes, add, told))
     } finally {
       known.users--
     }
@@ -110,9 +112,10 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
         bytes: 0,
         until: 0,
         isFew: undefined,
-        pendingMessages: 0,
+        begun: 0,
+        ended: 0,
         pendingBytes: 0,
-        last: undefined,
+        waiting: undefined,
         look: undefined,
         users: 0,
       }
@@ -122,20 +125,28 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
   }
 
   function forget(): void {
-    for (const [connectionId, { users, pendingMessages }] of connections)
-      if (users + pendingMessages === 0) connections.delete(connectionId)
+    for (const [connectionId, { users, begun, ended }] of connections) if (users === 0 && begun === ended) connections.delete(connectionId)
   }
 
-  function addPending<T>(known: Known, bytes: number, add: Add<T>): Promise<T> {
-    known.pendingMessages++
+  function addPending<T>(known: Known, bytes: number, add: Add<T>, told: Told<T>): void {
+    known.begun++
     known.pendingBytes += bytes
-    const adding = add(() => {
-      known.pendingMessages--
+    add(undefined, (result) => {
+      known.ended++
       known.pendingBytes -= bytes
-      if (known.pendingMessages === 0) known.last = undefined
+      if (known.waiting) wake(known, known.waiting)
+      told(result)
     })
-    known.last = adding
-    return adding
+  }
+
+  function allEnded(known: Known, until: number): Promise<void> | undefined {
+    if (known.ended >= until) return undefined
+    return new Promise((resolve) => (known.waiting ??= []).push({ until, resolve }))
+  }
+
+  function wake(known: Known, waiting: NonNullable<Known['waiting']>): void {
+    const rest = waiting.filter(({ until, resolve }) => known.ended < until || resolve())
+    known.waiting = rest.length > 0 ? rest : undefined
   }
 
   function spend(known: Known, bytes: number): boolean {
@@ -154,7 +165,7 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
    * stored because more than a few wait. That count is part of the look: whoever came after would otherwise look first, and find the same.
    */
   function addToFew<T>(connectionId: string, known: Known, bytes: number, add: Add<T>): Promise<T> {
-    const adding = add(undefined, few)
+    const adding = promised<T>((told) => add(few, told))
     known.look = adding
       .then(
         () => {
@@ -175,7 +186,8 @@ export function createQuota(quota: Quota, store: Pick<MessageStore, 'depth'>, no
   }
 
   async function countNow(connectionId: string, known: Known, bytes: number): Promise<Room> {
-    const { pendingMessages, pendingBytes } = known // as they are when it begins
+    const { pendingBytes } = known // as it is when it begins
+    const pendingMessages = known.begun - known.ended
     const stored = await store.depth(connectionId)
     const free = { messages: maxMessages - stored.messages - pendingMessages, bytes: maxBytes - stored.bytes - pendingBytes }
     allow(known, free, bytes, stored.messages <= few.messages && stored.bytes <= few.bytes)

@@ -1,6 +1,7 @@
 import { setImmediate as turn } from 'node:timers/promises'
 import t from 'tap'
 import { createCoalescer } from '../plugins/storage/coalesce.js'
+import { promised } from '../src/told.js'
 
 interface Batch {
   items: string[]
@@ -11,7 +12,7 @@ interface Batch {
 /** Items are named after their key: `a1`, `b1`. Batches end when the test says so. */
 function start(options: { maxWaitingBytes?: number; key?: (item: string) => string } = {}) {
   const batches: Batch[] = []
-  const add = createCoalescer<string, string>({
+  const coalesced = createCoalescer<string, string>({
     key: (item) => item[0]!,
     bytes: () => 1,
     flush: (items) =>
@@ -20,6 +21,7 @@ function start(options: { maxWaitingBytes?: number; key?: (item: string) => stri
       }),
     ...{ atOnce: 2, maxItems: 100, maxBytes: 100, maxWaitingBytes: 1_000, maxWaitMs: 1_000, ...options },
   })
+  const add = (item: string) => promised<string>((told) => coalesced(item, told))
   return { batches, add, begun: () => batches.map(({ items }) => items.join(' ')) }
 }
 
@@ -107,7 +109,7 @@ t.test('of more than a batch holds the rest begins beside it at once, when it is
 
 t.test('the next batch has left before the callers of the one before it are answered', async (t) => {
   const said: string[] = []
-  const add = createCoalescer<string, string>({
+  const coalesced = createCoalescer<string, string>({
     ...{ key: (item) => item, bytes: () => 1, atOnce: 2, maxItems: 100, maxBytes: 100, maxWaitingBytes: 1_000, maxWaitMs: 1_000 },
     async flush(items) {
       await new Promise<void>((resolve) => process.nextTick(resolve)) // as pg's pool
@@ -116,6 +118,7 @@ t.test('the next batch has left before the callers of the one before it are answ
       return items
     },
   })
+  const add = (item: string) => promised<string>((told) => coalesced(item, told))
   const first = add('a').then(() => said.push('a answered'))
   await turn()
   await Promise.all([first, add('b').then(() => said.push('b answered'))])

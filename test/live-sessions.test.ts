@@ -8,10 +8,12 @@ import { createPostgresSessions } from '../plugins/storage/postgres-sessions.js'
 import { createQuery } from '../plugins/storage/query.js'
 import { CallError } from '../src/errors.js'
 import { createLiveSessions } from '../src/live-sessions.js'
-import type { MessageStore, PubSub, SessionDirectory } from '../src/ports.js'
+import type { Added, MessageStore, PubSub, SessionDirectory } from '../src/ports.js'
+import { promised } from '../src/told.js'
 import { jsonBytes } from './helpers/json.js'
 import { silent } from './helpers/postgres.js'
 import { DID, connect, message, newConnectionId, startService, type TestSocket } from './helpers/service.js'
+import { byPromise, byTold, type StoreByPromise } from './helpers/store.js'
 
 const service = await startService(t)
 const open = (client: TestSocket, connectionId: string, sessionId = 's') => client.call('addLiveSession', { connectionId, sessionId })
@@ -311,7 +313,7 @@ t.test('a delivery that failed is tried again within a second or two, and not wh
       }
     })
     const payload = jsonBytes(JSON.stringify({ ciphertext: `message ${i}` }))
-    await store.add({ connectionId, recipientDids: [DID], payload, payloadBytes: payload.length })
+    await byPromise(store).add({ connectionId, recipientDids: [DID], payload, payloadBytes: payload.length })
     pubsub.publish(connectionId)
     await failed
     store.claim = claim
@@ -375,7 +377,7 @@ t.test('what a claim marked, although its answer was lost, comes with the next o
       throw new Error('the connection to the database was lost')
     },
   })
-  const addPlainly: MessageStore['add'] = (message) => store.add({ ...message, claimFor: undefined })
+  const addPlainly: StoreByPromise['add'] = (message) => store.add({ ...message, claimFor: undefined })
   await adding('1', addPlainly)
   await lost
   await adding('2', addPlainly)
@@ -456,7 +458,7 @@ t.test('what was being written while a session was opened comes before what is a
   const { commit } = await beingWritten(t, connectionId, '1')
   await liveSessions.add(connectionId, 's', socket)
   const after: (string | undefined)[] = []
-  const add: MessageStore['add'] = (message) => {
+  const add: StoreByPromise['add'] = (message) => {
     after.push(message.claimFor?.after)
     return store.add(message)
   }
@@ -597,13 +599,14 @@ function instance({
   const store = { ...service.inside.store, ...changed }
   const liveSessions = createLiveSessions({ store, directory, pubsub, log: silent, now: () => performance.now(), leaseMs: 30_000 })
   const socket = collecting()
-  const adding = async (text: string, add: MessageStore['add']) => {
+  const adding = async (text: string, add: StoreByPromise['add']) => {
     const payload = jsonBytes(JSON.stringify({ text }))
-    const added = await liveSessions.adding({ connectionId, recipientDids: [DID], payload, payloadBytes: payload.length }, add)
+    const message = { connectionId, recipientDids: [DID], payload, payloadBytes: payload.length }
+    const added = await promised<Added>((told) => liveSessions.adding(message, byTold(add), told))
     liveSessions.added(connectionId, added)
     return added
   }
-  return { connectionId, liveSessions, adding, store, socket }
+  return { connectionId, liveSessions, adding, store: byPromise(store), socket }
 }
 
 /** One where the connection is live. */

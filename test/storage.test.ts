@@ -12,6 +12,7 @@ import { storeContract } from './contracts/store.js'
 import { jsonBytes } from './helpers/json.js'
 import { silent as log } from './helpers/postgres.js'
 import { openPool, testDatabase } from './helpers/service.js'
+import { byPromise } from './helpers/store.js'
 import { watchStatements } from './helpers/statements.js'
 
 /** What an operator beyond one Postgres would do: the same tables, in hash partitions by the column that every query is keyed by. */
@@ -106,7 +107,7 @@ t.test('a role without DDL rights can run the service on a migrated database, an
     GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ${role}; GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO ${role}`)
   await migrateDatabase(asRole, { apply: true, log })
   const pool = openPool(t, { ...asRole, max: 2 })
-  const store = createPostgresStore({ query: createQuery(pool), messageTtlSeconds: 0, pushes: false })
+  const store = byPromise(createPostgresStore({ query: createQuery(pool), messageTtlSeconds: 0, pushes: false }))
   const { id } = await store.add({ connectionId: 'c', recipientDids: ['did:x'], payload: jsonBytes('{}'), payloadBytes: 2 })
   await store.remove('c', [id])
   t.equal(await store.count('c'), 0)

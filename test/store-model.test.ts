@@ -5,11 +5,12 @@ import { migrateDatabase } from '../plugins/storage/migrate.js'
 import { createPostgresSessions, type PostgresSessions } from '../plugins/storage/postgres-sessions.js'
 import { createPostgresStore } from '../plugins/storage/postgres-store.js'
 import { createQuery } from '../plugins/storage/query.js'
-import type { MessageStore, NewMessage } from '../src/ports.js'
+import type { NewMessage } from '../src/ports.js'
 import { jsonBytes } from './helpers/json.js'
 import { createQueueModel, type QueueModel } from './helpers/queue-model.js'
 import { silent } from './helpers/postgres.js'
 import { openPool, testDatabase } from './helpers/service.js'
+import { byPromise, type StoreByPromise } from './helpers/store.js'
 
 /*
  * Random calls to two instances of the store on one Postgres, compared one by one with a queue in memory. A failure prints its seed and
@@ -26,8 +27,8 @@ const pool = openPool(t, { connectionString, max: 8 })
 const query = createQuery(pool)
 type Pair<T> = [T, T]
 const stores = [0, 1].map(() =>
-  createPostgresStore({ query, messageTtlSeconds: 0, pushes: false, tallyWorthRows: 0 }),
-) as Pair<MessageStore>
+  byPromise(createPostgresStore({ query, messageTtlSeconds: 0, pushes: false, tallyWorthRows: 0 })),
+) as Pair<StoreByPromise>
 const directories = [0, 1].map(() => createPostgresSessions({ pool, query })) as Pair<PostgresSessions>
 
 const instance = fc.nat({ max: 1 })
@@ -79,7 +80,7 @@ const step = fc.oneof(
 type Step = typeof step extends fc.Arbitrary<infer T> ? T : never
 
 /** Makes the calls and compares each answer. @throws Error at the first that differs */
-async function play(steps: Step[], pair: Pair<MessageStore>): Promise<void> {
+async function play(steps: Step[], pair: Pair<StoreByPromise>): Promise<void> {
   await Promise.all(directories.map((directory) => directory.renew()))
   const run = randomUUID()
   const models: Record<string, QueueModel> = { a: createQueueModel(), b: createQueueModel() }
@@ -110,7 +111,7 @@ function toMessage(connectionId: string, { dids, bytes, key }: { dids: string[];
 
 interface Context {
   model: QueueModel
-  store: MessageStore
+  store: StoreByPromise
   directory: PostgresSessions
   connectionId: string
   epochs: number[]
@@ -168,7 +169,7 @@ async function playStep(
 }
 
 /** All that can be asked without changing anything. */
-async function compare(connectionId: string, model: QueueModel, store: MessageStore, same: Context['same']): Promise<void> {
+async function compare(connectionId: string, model: QueueModel, store: StoreByPromise, same: Context['same']): Promise<void> {
   const isWaiting = async (directory: PostgresSessions) =>
     (await directory.waiting(LEASE_MS)).some((session) => session.connectionId === connectionId)
   const [depth, count, countForDid, id, isLive, ...waiting] = await Promise.all([
@@ -186,7 +187,7 @@ async function compare(connectionId: string, model: QueueModel, store: MessageSt
   same('which instances find it waiting', waiting, [model.isWaiting(0), model.isWaiting(1)])
 }
 
-async function check(pair: Pair<MessageStore>, seconds: number, options: { seed?: number; endOnFailure?: boolean } = {}) {
+async function check(pair: Pair<StoreByPromise>, seconds: number, options: { seed?: number; endOnFailure?: boolean } = {}) {
   let playing: Promise<void> | undefined
   const property = fc.asyncProperty(fc.array(step, { minLength: 10, maxLength: 40, size: 'max' }), (steps) => (playing = play(steps, pair)))
   return fc.check(
@@ -212,7 +213,7 @@ t.test('two instances of the store answer as a queue in memory does', { timeout:
 
 // What finds nothing in a store that is wrong says nothing about one that is right. The seed is fixed, so that it is known to be enough.
 const [store] = stores
-const wrong: Record<string, Partial<MessageStore>> = {
+const wrong: Record<string, Partial<StoreByPromise>> = {
   'hands out the newest first': { take: async (take) => (await store.take(take)).reverse() },
   'forgets deleteMessages': { take: (take) => store.take({ ...take, remove: false }) },
   'widens by recipientDid': { take: (take) => store.take({ ...take, recipientDid: undefined }) },

@@ -9,6 +9,7 @@ import type { MessageStore } from '../src/ports.js'
 import { jsonBytes } from './helpers/json.js'
 import { silent } from './helpers/postgres.js'
 import { openPool, testDatabase } from './helpers/service.js'
+import { byPromise } from './helpers/store.js'
 import { until } from './helpers/until.js'
 
 /*
@@ -23,7 +24,7 @@ async function open(t: Test) {
   const pool = openPool(t, { connectionString, max: 20 })
   const query = createQuery(pool)
   const newStore = (more: { query?: Query; messageTtlSeconds?: number } = {}) =>
-    createPostgresStore({ query, messageTtlSeconds: 0, pushes: false, tallyWorthRows: 0, ...more })
+    byPromise(createPostgresStore({ query, messageTtlSeconds: 0, pushes: false, tallyWorthRows: 0, ...more }))
 
   const fill = (connectionId: string, messages: number) =>
     pool.query(

@@ -22,16 +22,20 @@ t.test('all messages have one hidden class, whatever is asked for them: what rea
     const { createLiveSessions } = await import('./src/live-sessions.ts')
     const { createInProcessPubSub } = await import('./plugins/pubsub/in-process.ts')
     const seen = []
-    const store = { add: async (message) => (seen.push(message), { id: '1-a' }), claim: async () => ({ state: 'current', messages: [] }) }
+    const store = { add: (message, told) => (seen.push(message), process.nextTick(told, { id: '1-a' })), claim: async () => ({ state: 'current', messages: [] }) }
     const directory = { open: async () => ({ epoch: 1 }) }
     const now = () => performance.now()
     const liveSessions = createLiveSessions({ store, directory, pubsub: createInProcessPubSub(), log: console, now, leaseMs: 0 })
     const quota = createQuota({ messages: 1_000, bytes: 1_000_000 }, store, now)
     const pickup = createPickup({ store, liveSessions, quota, limits: { maxPayloadBytes: 1_000 } })
     const socket = { id: 's', isOpen: true, bufferedBytes: 0, send: () => {} }
-    const add = (connectionId, more) => pickup.addMessage({ connectionId, recipientDids: ['did'], payload: '{}', ...more }, {})
+    const add = (connectionId, more) =>
+      new Promise((succeed, fail) => pickup.addMessage({ connectionId, recipientDids: ['did'], payload: '{}', ...more }, {}, { succeed, fail }))
     await pickup.addLiveSession({ connectionId: 'live', sessionId: 's' }, { socket })
-    for (const connectionId of ['first', 'first', 'live', 'live']) await add(connectionId)
+    for (const connectionId of ['first', 'first', 'live', 'live']) {
+      await add(connectionId)
+      await new Promise(setImmediate) // until it was looked whether more waits
+    }
     await add('other', { idempotencyKey: 'key', receivedAt: '2026-01-31T12:00:00Z' })
     const isLike = new Function('a', 'b', 'return %HaveSameMap(a, b)')
     const asked = seen.map(({ claimFor, ifAtMost }) => (claimFor ? 'claim ' : '') + (ifAtMost ? 'bound' : ''))

@@ -1,5 +1,6 @@
 import { performance } from 'node:perf_hooks' // docs/decisions/0008, “The globals of Node”
 import { CallError } from '../../src/errors.js'
+import type { Told } from '../../src/told.js'
 
 export interface CoalesceOptions<Item, Result> {
   /** Items of one key keep their order: they wait for the batch that has the one before. */
@@ -20,8 +21,7 @@ export interface CoalesceOptions<Item, Result> {
 interface Waiting<Item, Result> {
   item: Item
   since: number
-  resolve: (result: Result) => void
-  reject: (error: unknown) => void
+  told: Told<Result>
 }
 
 interface Batch<Item, Result> {
@@ -41,7 +41,7 @@ const PATIENCE_MS = 10
  * Turns concurrent calls into batches without making a lone call wait: the first begins at the end of the current turn of the event loop,
  * and whatever comes while it is under way forms the next one.
  */
-export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Result>): (item: Item) => Promise<Result> {
+export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Result>): (item: Item, told: Told<Result>) => void {
   const { key, bytes, flush, atOnce, maxItems, maxBytes, maxWaitingBytes, maxWaitMs } = options
   let waiting: Waiting<Item, Result>[] = []
   let waitingBytes = 0
@@ -50,19 +50,18 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
   let worth = WORTH_ITEMS
   const underWay = new Set<Batch<Item, Result>>()
 
-  return (item) =>
-    new Promise((resolve, reject) => {
-      if (waitingBytes + bytes(item) > maxWaitingBytes) {
-        reject(new CallError('overloaded', 'Too much is waiting for the store. Nothing was done; try again later.'))
-        return
-      }
-      waitingBytes += bytes(item)
-      waiting.push({ item, since: performance.now(), resolve, reject })
-      if (!isBeginning && hasPlace()) {
-        isBeginning = true
-        setImmediate(begin)
-      }
-    })
+  return (item, told) => {
+    if (waitingBytes + bytes(item) > maxWaitingBytes) {
+      const overloaded = new CallError('overloaded', 'Too much is waiting for the store. Nothing was done; try again later.')
+      return process.nextTick(told, overloaded)
+    }
+    waitingBytes += bytes(item)
+    waiting.push({ item, since: performance.now(), told })
+    if (!isBeginning && hasPlace()) {
+      isBeginning = true
+      setImmediate(begin)
+    }
+  }
 
   function hasPlace(): boolean {
     if (underWay.size >= atOnce) return false
@@ -91,14 +90,9 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
     let settle: () => void
     try {
       const results = await flush(batch.all.map(({ item }) => item))
-      settle = () =>
-        batch.all.forEach(({ resolve, reject }, i) => {
-          const result = results[i]
-          if (result instanceof Error) reject(result)
-          else resolve(result as Result)
-        })
+      settle = () => batch.all.forEach(({ told }, i) => told(results[i]!))
     } catch (error) {
-      settle = () => batch.all.forEach(({ reject }) => reject(error))
+      settle = () => batch.all.forEach(({ told }) => told(error as Error))
     }
     clearTimeout(timer)
     underWay.delete(batch)
@@ -124,7 +118,7 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
       }
       waitingBytes -= bytes(next.item)
       if (isLate) {
-        next.reject(new CallError('timeout', 'Waited too long for the store. Nothing was done; try again.'))
+        process.nextTick(next.told, new CallError('timeout', 'Waited too long for the store. Nothing was done; try again.'))
         continue
       }
       batch.push(next)

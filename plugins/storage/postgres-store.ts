@@ -1,4 +1,5 @@
 import type { DeliverableMessage, MessageStore } from '../../src/ports.js'
+import { promised } from '../../src/told.js'
 import { byKey, createAdding } from './adding.js'
 import { bigintArray, intArray, textArray } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
@@ -192,14 +193,14 @@ export function createPostgresStore({ query, messageTtlSeconds, pushes, tallyWor
       return messages
     },
 
-    remove: (connectionId, ids) => removeCoalesced({ connectionId, ids }),
+    remove: (connectionId, ids) => promised((told) => removeCoalesced({ connectionId, ids }, told)),
 
     async removeAll(connectionId, recipientDid) {
       const rows = await query<[string, number]>(statements.removeAll, [connectionId, recipientDid])
       return rows.map(([seq, tag]) => formatId(seq, tag))
     },
 
-    depth: depthCoalesced,
+    depth: (connectionId) => promised((told) => depthCoalesced(connectionId, told)),
 
     async claim({ connectionId, epoch, limit, limitBytes, alone, leaseMs, sent }) {
       const sentSeqs = sent?.flatMap((id) => parseId(id)?.seq ?? [])

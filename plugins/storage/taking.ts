@@ -1,4 +1,5 @@
 import type { MessageStore, StoredMessage, Take } from '../../src/ports.js'
+import { promised } from '../../src/told.js'
 import { intArray, textArray } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
 import {
@@ -118,7 +119,7 @@ export function createTaking({ query, age }: { query: Query; age: string }): Pic
       const values = [connectionId, recipientDid ?? null, age, limit, limitBytes]
       if (remove) return sorted(await query<MessageRow>(takeStatements.takeDeleted, values))
       const mayBeSmall = recipientDid === undefined && limit <= SMALL_PAGE_MESSAGES && limitBytes >= SMALL_PAGE_BYTES
-      const together = mayBeSmall ? await takeTogether(take) : 'not together'
+      const together = mayBeSmall ? await promised<Taken | 'not together'>((told) => takeTogether(take, told)) : 'not together'
       const taken = together === 'not together' ? await takeAlone([...values, leaseMs]) : together
       if (taken === 'in a live session') return sorted(await query<MessageRow>(takeStatements.takeMarked, [...values, leaseMs]))
       return taken

@@ -1,6 +1,7 @@
 import type { Test } from 'tap'
 import type { Administration, MessageStore, NewMessage, Page, PageRequest, SessionDirectory } from '../../src/ports.js'
 import { jsonBytes } from '../helpers/json.js'
+import { byPromise } from '../helpers/store.js'
 
 export interface AdministrationUnderTest {
   administration: Administration
@@ -13,7 +14,11 @@ export interface AdministrationUnderTest {
 const DID = 'did:example:of-nobody-else'
 
 /** The contract of the port Administration, on data of its own. Every backend runs it. */
-export async function administrationContract(t: Test, { administration, store, sessions, alter }: AdministrationUnderTest): Promise<void> {
+export async function administrationContract(
+  t: Test,
+  { administration, sessions, alter, ...given }: AdministrationUnderTest,
+): Promise<void> {
+  const store = byPromise(given.store)
   const message = (connectionId: string, payloadBytes: number, more: Partial<NewMessage> = {}): NewMessage => {
     const payload = jsonBytes('{"ciphertext":"a secret text"}')
     return { connectionId, recipientDids: [DID], payload, payloadBytes, ...more }

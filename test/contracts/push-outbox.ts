@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Test } from 'tap'
 import type { DuePush, MessageStore, NewMessage, PushOutbox, PushToken, SessionDirectory } from '../../src/ports.js'
 import { jsonBytes } from '../helpers/json.js'
+import { byPromise, type StoreByPromise } from '../helpers/store.js'
 
 /** The end of a session is looked at after a while (1.5 s), and that has to be over. */
 const AFTER_SESSION_MS = 1_700
@@ -18,8 +19,9 @@ export interface OutboxUnderTest {
 }
 
 /** The contract of the port PushOutbox, with what the store and the session directory owe to it. */
-export async function pushOutboxContract(t: Test, { stores, outboxes, sessions, windowMs, claimMs }: OutboxUnderTest): Promise<void> {
-  const [store, otherStore] = stores
+export async function pushOutboxContract(t: Test, { outboxes, sessions, windowMs, claimMs, ...given }: OutboxUnderTest): Promise<void> {
+  const [store, otherStore] = [byPromise(given.stores[0]), byPromise(given.stores[1])]
+  const stores = [store, otherStore]
   const [outbox, other] = outboxes
   const mine = new Set<string>() // tokens of the test that runs; what another one left owed is put aside
   const newToken = (): PushToken => {
@@ -31,7 +33,7 @@ export async function pushOutboxContract(t: Test, { stores, outboxes, sessions, 
   const message = (connectionId: string, pushToken?: PushToken): NewMessage => ({
     ...{ connectionId, recipientDids: ['did:x'], payload: jsonBytes('{}'), payloadBytes: 2, pushToken },
   })
-  const add = async (own: MessageStore, connectionId: string, pushToken?: PushToken) => own.add(message(connectionId, pushToken))
+  const add = async (own: StoreByPromise, connectionId: string, pushToken?: PushToken) => own.add(message(connectionId, pushToken))
   const tokens = (pushes: DuePush[]) => pushes.map(({ token }) => token.token)
   const claim = async (own = outbox, limit = 100) => {
     const { due } = await own.claim(limit)

@@ -4,6 +4,7 @@ import type { CallError } from '../../src/errors.js'
 import type { JsonText } from '../../src/json.js'
 import type { Added, MessageStore, NewMessage, SessionDirectory } from '../../src/ports.js'
 import { jsonBytes } from '../helpers/json.js'
+import { byPromise } from '../helpers/store.js'
 
 export interface StoreUnderTest {
   /** Two stores on the same data, as two instances have them. */
@@ -17,8 +18,9 @@ const DID_A = 'did:key:a'
 const DID_B = 'did:key:b'
 
 /** The contract of the ports MessageStore and SessionDirectory, which share their data. Every backend runs it. */
-export async function storeContract(t: Test, { stores, sessions, expiring }: StoreUnderTest): Promise<void> {
-  const [store, other] = stores
+export async function storeContract(t: Test, { sessions, expiring, ...given }: StoreUnderTest): Promise<void> {
+  const [store, other] = [byPromise(given.stores[0]), byPromise(given.stores[1])]
+  const stores = [store, other]
   const newId = () => randomUUID()
   const message = (connectionId: string, text: string, more: Partial<NewMessage> = {}): NewMessage => {
     const payload = jsonBytes(JSON.stringify({ ciphertext: text }))

@@ -24,9 +24,9 @@ const variants: Record<string, Breaks> = {
   'answers before the commit': {
     store: (store) => ({
       ...store,
-      async add(message) {
-        setTimeout(() => void store.add(message).catch(() => {}), COMMIT_LATER_MS)
-        return { id: randomUUID() }
+      add(message, told) {
+        setTimeout(() => store.add(message, () => {}), COMMIT_LATER_MS)
+        process.nextTick(told, { id: randomUUID() })
       },
     }),
   },
