@@ -38,7 +38,7 @@ interface Known {
   until: number
   /** There were few when it was looked at; undefined when it was not. */
   isFew: boolean | undefined
-  /** Adds that were called, how many of them have been stored or failed, and the bytes of those that have not. */
+  /** Adds that took their room, how many of them have been stored or failed, and the bytes of those that have not. Not a first add: it is a look. */
   begun: number
   ended: number
   pendingBytes: number

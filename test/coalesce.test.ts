@@ -22,7 +22,7 @@ function start(options: { maxWaitingBytes?: number; key?: (item: string) => stri
     ...{ atOnce: 2, maxItems: 100, maxBytes: 100, maxWaitingBytes: 1_000, maxWaitMs: 1_000, ...options },
   })
   const add = (item: string) => promised<string>((told) => coalesced(item, told))
-  return { batches, add, begun: () => batches.map(({ items }) => items.join(' ')) }
+  return { batches, add, coalesced, begun: () => batches.map(({ items }) => items.join(' ')) }
 }
 
 for (const [keys, [first, second, third, fourth]] of [
@@ -208,4 +208,25 @@ t.test('what would be too much is refused, and does not count once the rest is d
   await turn()
   batches[1]!.end()
   t.equal(await third, 'A3')
+})
+
+t.test('what fails in making something of its answer does not keep others of its batch from theirs', async (t) => {
+  const { coalesced, batches } = start()
+  const told: string[] = []
+  const thrown = new Promise<Error>((resolve) => {
+    const fail = process.listeners('uncaughtException')
+    process.removeAllListeners('uncaughtException')
+    process.once('uncaughtException', (error) => {
+      for (const listener of fail) process.on('uncaughtException', listener)
+      resolve(error)
+    })
+  })
+  coalesced('a', () => {
+    throw new Error('a fault')
+  })
+  coalesced('b', (result) => told.push(String(result)))
+  await turn()
+  batches[0]!.end()
+  t.match(await thrown, { message: 'a fault' })
+  t.same(told, ['B'])
 })

@@ -113,6 +113,19 @@ t.test('a role without DDL rights can run the service on a migrated database, an
   t.equal(await store.count('c'), 0)
 })
 
+t.test('a row that Postgres drops in silence is not taken for stored', async (t) => {
+  const connectionString = await testDatabase(t)
+  await migrateDatabase({ connectionString }, { apply: true, log })
+  const pool = openPool(t, { connectionString, max: 2 })
+  await pool.query(`CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+    CREATE TRIGGER dropping BEFORE INSERT ON queued_messages FOR EACH ROW WHEN (NEW.connection_id = 'dropped') EXECUTE FUNCTION drop_row()`)
+  const store = byPromise(createPostgresStore({ query: createQuery(pool), messageTtlSeconds: 0, pushes: false }))
+  const add = (connectionId: string) => store.add({ connectionId, recipientDids: ['did:x'], payload: jsonBytes('{}'), payloadBytes: 2 })
+  const kept = add('kept')
+  await t.rejects(add('dropped'), /1 of 2 messages were stored/)
+  await t.rejects(kept, /1 of 2 messages were stored/, 'which of them is not known')
+})
+
 // Under load their buffers were the reason of most full collections (docs/decisions/0008). When they are collected is up to V8, and differs from
 // run to run; that nothing of them is held is up to us.
 t.test("pg's query, which outlives its answer, holds neither what it was given nor what it answered", async (t) => {

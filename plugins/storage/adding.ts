@@ -75,6 +75,8 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
 
   async function addPlain(messages: NewMessage[], asked: Asked): Promise<Added[]> {
     const rows = await insert(messages, asked)
+    if (rows.length !== messages.length)
+      throw new Error(`${rows.length} of ${messages.length} messages were stored: does a trigger that is not ours drop rows?`)
     return rows.map((row, i) => toAdded(row, messages[i]!))
   }
 

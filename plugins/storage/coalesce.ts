@@ -14,7 +14,7 @@ export interface CoalesceOptions<Item, Result> {
   maxBytes: number
   /** What may wait; beyond it new items are refused, so that a stalled database does not fill the memory. */
   maxWaitingBytes: number
-  /** An item that waited this long is dropped unwritten: its caller has been told "timeout". */
+  /** An item that waited this long is dropped unwritten: its caller is told "timeout". */
   maxWaitMs: number
 }
 
@@ -90,9 +90,9 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
     let settle: () => void
     try {
       const results = await flush(batch.all.map(({ item }) => item))
-      settle = () => batch.all.forEach(({ told }, i) => told(results[i]!))
+      settle = () => batch.all.forEach(({ told }, i) => tell(told, results[i]!))
     } catch (error) {
-      settle = () => batch.all.forEach(({ told }) => told(error as Error))
+      settle = () => batch.all.forEach(({ told }) => tell(told, error as Error))
     }
     clearTimeout(timer)
     underWay.delete(batch)
@@ -126,5 +126,16 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
     }
     waiting = seen === waiting.length ? behind : [...behind, ...waiting.slice(seen)]
     return { all: batch, behind: behind.length }
+  }
+}
+
+/** What one of them makes of its answer, if that is a fault, is not to keep the others of its batch from theirs. */
+function tell<Result>(told: Told<Result>, result: Result | Error): void {
+  try {
+    told(result)
+  } catch (error) {
+    setImmediate(() => {
+      throw error
+    })
   }
 }
