@@ -1,13 +1,14 @@
 import t from 'tap'
 import { bigintArray, intArray, textArray, utf8Array } from '../plugins/storage/binary-array.js'
 
+const int = (value: number) => {
+  const bytes = Buffer.alloc(4)
+  bytes.writeInt32BE(value)
+  return bytes
+}
+
 /** [array_recv] What Postgres reads: dimensions, whether there may be nulls, the type of the elements, their number, the first index; the elements. */
 function encoded(type: number, elements: (Buffer | null)[]): Buffer {
-  const int = (value: number) => {
-    const bytes = Buffer.alloc(4)
-    bytes.writeInt32BE(value)
-    return bytes
-  }
   const all = elements.flatMap((element) => (element ? [int(element.length), element] : [int(-1)]))
   return Buffer.concat([int(1), int(1), int(type), int(elements.length), int(1), ...all])
 }
@@ -32,12 +33,7 @@ for (const [what, given] of Object.entries(texts)) {
 
 t.test('numbers', async (t) => {
   const ints = [0, 1, -1, 255, 256, 2 ** 31 - 1, -(2 ** 31)]
-  const four = (value: number) => {
-    const bytes = Buffer.alloc(4)
-    bytes.writeInt32BE(value)
-    return bytes
-  }
-  t.same(intArray(ints), encoded(23, ints.map(four)))
+  t.same(intArray(ints), encoded(23, ints.map(int)))
   const bigints = ['0', '-1', String(2n ** 63n - 1n), 7, null, undefined]
   const eight = (value: string | number) => {
     const bytes = Buffer.alloc(8)

@@ -28,6 +28,7 @@ export class Prepared<Row extends unknown[]> implements Submittable {
   readonly text: string
   private rows: Row[] = []
   private parsers: readonly Parser[] | undefined
+  /** Where to keep the parsers, when they are new. */
   private known: Map<string, readonly Parser[]> | undefined
 
   constructor(
@@ -49,9 +50,9 @@ export class Prepared<Row extends unknown[]> implements Submittable {
   submit(connection: Connection): Error | undefined {
     let known = described.get(connection)
     if (!known) described.set(connection, (known = new Map<string, readonly Parser[]>()))
-    this.known = known
     this.parsers = known.get(this.text)
     const isNew = this.parsers === undefined
+    if (isNew) this.known = known
     connection.stream.cork()
     try {
       const values = this.values.map(prepareValue)
