@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import fastifyWebsocket from '@fastify/websocket'
 import Fastify from 'fastify'
 import pg from 'pg'
@@ -15,8 +16,9 @@ import { tuneV8 } from '../src/v8.js'
  */
 tuneV8()
 const query = createQuery(new pg.Pool({ connectionString: process.env.DATABASE_URL, ...PLANNING }))
-const insert = addStatement({ times: false, keys: false, claims: false, bounds: false, pushes: false, several: false })
+const insert = addStatement({ times: false, keys: false, claims: false, bounds: false, pushes: false, several: false, many: true })
 const TAG = 1
+const INSTANCE_ID = randomUUID()
 
 interface Add {
   connectionId: string
@@ -29,14 +31,15 @@ const add = createCoalescer<Add, string>({
   key: ({ connectionId }) => connectionId,
   bytes: ({ frame }) => frame.length,
   async flush(adds) {
-    const rows = await query<[seq: string]>(insert, [
+    const [row] = await query<[first: string]>(insert, [
       TAG,
+      INSTANCE_ID,
       textArray(adds.map(({ connectionId }) => connectionId)),
       textArray(adds.map(({ did }) => did)),
       intArray(adds.map(({ frame }) => frame.length)),
       utf8Array(adds.map(({ frame }) => frame)), // a little more than the payload
     ])
-    return rows.map(([seq]) => seq)
+    return adds.map((_add, i) => String(Number(row![0]) + i))
   },
 })
 

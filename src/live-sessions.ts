@@ -153,10 +153,10 @@ export function createLiveSessions({ store, directory, pubsub, log, now, leaseMs
   }
 
   /** A message was stored: whoever holds the connection's live session, and was not given it at once, is told to look for it. */
-  function added(connectionId: string, { claimed, nobodyIsLive }: Added): void {
+  function added(connectionId: string, { claimed, nobodyElseIsLive }: Added): void {
     if (claimed) return
     // One that was opened meanwhile looks again by itself (looking-again.ts); here it need not wait for that.
-    if (!nobodyIsLive || open.has(connectionId) || opening.has(connectionId)) announce(connectionId)
+    if (!nobodyElseIsLive || open.has(connectionId) || opening.has(connectionId)) announce(connectionId)
   }
 
   /** Whoever holds the connection's session, here or elsewhere, should look for mail. */

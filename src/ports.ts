@@ -29,10 +29,10 @@ export interface Added {
   /** It is marked as pushed in the session of `claimFor`, whose owner has to send it now. */
   claimed?: { receivedAt: string }
   /**
-   * Its connection had no live session when the store began to write it. So nobody has to be told, but for a session that was opened while
-   * it was written, whose owner looks again (looking-again.ts).
+   * No other instance had a live session of its connection when the store began to write it. So none has to be told, but for one that opened
+   * a session while it was written, and looks again (looking-again.ts).
    */
-  nobodyIsLive?: true
+  nobodyElseIsLive?: true
 }
 
 export interface StoredMessage {

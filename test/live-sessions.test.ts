@@ -420,13 +420,13 @@ t.test('adds that end together go in one frame, in order', async (t) => {
   t.ok(socket.frames.length < 5, `${socket.frames.length} frames`)
 })
 
-t.test('a hint is published only where somebody is live', async (t) => {
+t.test('a hint is published only where somebody is live elsewhere', async (t) => {
   const hints: string[] = []
   const counted = { ...service.inside.pubsub, publish: (connectionId: string) => hints.push(connectionId) }
   const { connectionId, adding, store } = instance({ pubsub: counted })
   await adding('1', store.add)
   t.same(hints, [])
-  const elsewhere = instance({ connectionId })
+  const elsewhere = instance({ connectionId, sessions: await otherSessions(t) })
   await elsewhere.liveSessions.add(connectionId, 's', elsewhere.socket)
   await adding('2', store.add)
   t.same(hints, [connectionId])
@@ -535,7 +535,7 @@ for (const when of ['opened', 'being opened'] as const)
       const opening = liveSessions.add(connectionId, 's', socket)
       await (when === 'opened' ? opening : isRecorded)
       await commit()
-      return { id: 'as the store says', nobodyIsLive: true }
+      return { id: 'as the store says', nobodyElseIsLive: true }
     })
     await sleep(100) // the hint goes out and comes back
     answer()

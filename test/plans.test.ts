@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import Fastify from 'fastify'
 import pg from 'pg'
 import t, { type Test } from 'tap'
@@ -58,6 +59,8 @@ interface Case {
   given?: string
   /** Rows that it must give or change, so that it is known to have worked. */
   rows: number
+  /** Rows that it writes, when it does not give each. */
+  writes?: number
   /** The most rows of queued_messages that it may read. What is picked first and then changed is read twice. */
   reads: number
   pages: number
@@ -169,6 +172,7 @@ function queueCases(): Case[] {
   const wakings = news.map((_, i) => (i % 2 ? `hash ${i}` : null))
   const given: Record<Parameter, Value | Value[]> = {
     tag: 0,
+    instance_id: randomUUID(),
     lease_ms: 30_000,
     at_most_messages: SHALLOW_MESSAGES,
     connection_id: news,
@@ -185,12 +189,13 @@ function queueCases(): Case[] {
     token: wakings,
     payload: news.map(() => '{}'),
   }
-  const nothing = { times: false, keys: false, claims: false, bounds: false, pushes: false, several: false }
-  const addOf50 = (title: string, asked: Partial<Asked>, expected: Pick<Case, 'rows' | 'reads' | 'given'>) => {
+  const nothing = { times: false, keys: false, claims: false, bounds: false, pushes: false, several: false, many: false }
+  const addOf50 = (title: string, asked: Partial<Asked>, expected: Pick<Case, 'rows' | 'writes' | 'reads' | 'given'>) => {
     const { text, parameters } = addStatement({ ...nothing, ...asked })
     all.push({ title: `add of 50${title}`, text, values: parameters.map((parameter) => given[parameter]), ...expected })
   }
   addOf50('', {}, { rows: 50, reads: 0 })
+  addOf50(' in a row', { many: true }, { rows: 1, writes: 50, reads: 0, given: LIVE(DEEP, 0) })
   addOf50(' for several recipients each', { several: true }, { rows: 50, reads: 0 })
   addOf50(' with keys', { keys: true }, { rows: 25, reads: 25 })
   const readByBounds = 25 * (2 * SHALLOW_MESSAGES + 1)
@@ -244,7 +249,7 @@ function queueCases(): Case[] {
   all.push({ title: 'expire of 1,000', text: statements.expire.text, values: [TTL, 1_000], rows: 1_000, reads: 2_000 })
   return all.map((one) => ({
     ...one,
-    pages: FIXED_PAGES + one.reads * PAGES_PER_READ + (/INSERT|UPDATE/.test(one.text) ? one.rows * PAGES_PER_WRITE : 0),
+    pages: FIXED_PAGES + one.reads * PAGES_PER_READ + (/INSERT|UPDATE/.test(one.text) ? (one.writes ?? one.rows) * PAGES_PER_WRITE : 0),
   }))
 }
 
@@ -256,7 +261,7 @@ async function administrationCases(pool: pg.Pool): Promise<Case[]> {
   const administration = createPostgresAdministration({ pool })
   const { caught, stop } = catchStatements()
   const all: Case[] = []
-  const add = async (title: string, call: Promise<unknown>, expected: Pick<Case, 'rows' | 'reads' | 'given'>) =>
+  const add = async (title: string, call: Promise<unknown>, expected: Pick<Case, 'rows' | 'writes' | 'reads' | 'given'>) =>
     all.push({ title, ...(await caught(call)), ...expected, pages: FIXED_PAGES + expected.reads * PAGES_PER_READ })
   const ids = seqsOf(DEEP, 10).map((seq) => formatId(String(seq), 0))
   await add('sum up a connection', administration.summary(DEEP), { rows: 1, reads: DEEP_MESSAGES })

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import pg from 'pg'
 import t from 'tap'
 import { migrateDatabase } from '../plugins/storage/migrate.js'
@@ -51,10 +52,11 @@ for (const [name, change, pushes] of [
     await admin.end()
     const pool = openPool(t, { connectionString, max: 20 })
     const query = createQuery(pool)
-    const newStore = (messageTtlSeconds: number) => createPostgresStore({ query, messageTtlSeconds, pushes, tallyWorthRows: 0 })
     const sessions = createPostgresSessions({ pool, query, pushWindowMs: pushes ? 5_000 : undefined })
+    const newStore = (messageTtlSeconds: number, instanceId: string = sessions.instanceId) =>
+      createPostgresStore({ query, instanceId, messageTtlSeconds, pushes, tallyWorthRows: 0 })
     await sessions.renew()
-    await storeContract(t, { stores: [newStore(0), newStore(0)], sessions, expiring: newStore(1) })
+    await storeContract(t, { stores: [newStore(0), newStore(0, randomUUID())], sessions, expiring: newStore(1) })
     await administrationContract(t, {
       administration: createPostgresAdministration({ pool }),
       ...{ store: newStore(0), sessions, alter: (statement) => pool.query(statement) },
@@ -71,7 +73,7 @@ t.test('the push outbox on Postgres keeps its contract', async (t) => {
   const pool = openPool(t, { connectionString, max: 20 })
   const query = createQuery(pool)
   const [windowMs, claimMs] = [300, 1_500]
-  const newStore = () => createPostgresStore({ query, messageTtlSeconds: 0, pushes: true })
+  const newStore = () => createPostgresStore({ query, instanceId: randomUUID(), messageTtlSeconds: 0, pushes: true })
   const newOutbox = () => createPostgresOutbox({ pool, query, windowMs, claimMs })
   const sessions = createPostgresSessions({ pool, query, pushWindowMs: windowMs })
   await sessions.renew()
@@ -85,7 +87,7 @@ t.test('four instances that boot together migrate an empty database once', async
   await client.connect()
   t.teardown(() => client.end())
   const { rows } = await client.query('SELECT count(*)::int AS migrations FROM drizzle.__drizzle_migrations')
-  t.same(rows, [{ migrations: 6 }])
+  t.same(rows, [{ migrations: 7 }])
 })
 
 t.test('a role without DDL rights can run the service on a migrated database, and is told what to do on any other', async (t) => {
@@ -107,7 +109,7 @@ t.test('a role without DDL rights can run the service on a migrated database, an
     GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ${role}; GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO ${role}`)
   await migrateDatabase(asRole, { apply: true, log })
   const pool = openPool(t, { ...asRole, max: 2 })
-  const store = byPromise(createPostgresStore({ query: createQuery(pool), messageTtlSeconds: 0, pushes: false }))
+  const store = byPromise(createPostgresStore({ query: createQuery(pool), instanceId: randomUUID(), messageTtlSeconds: 0, pushes: false }))
   const { id } = await store.add({ connectionId: 'c', recipientDids: ['did:x'], payload: jsonBytes('{}'), payloadBytes: 2 })
   await store.remove('c', [id])
   t.equal(await store.count('c'), 0)
@@ -119,11 +121,18 @@ t.test('a row that Postgres drops in silence is not taken for stored', async (t)
   const pool = openPool(t, { connectionString, max: 2 })
   await pool.query(`CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
     CREATE TRIGGER dropping BEFORE INSERT ON queued_messages FOR EACH ROW WHEN (NEW.connection_id = 'dropped') EXECUTE FUNCTION drop_row()`)
-  const store = byPromise(createPostgresStore({ query: createQuery(pool), messageTtlSeconds: 0, pushes: false }))
+  const store = byPromise(createPostgresStore({ query: createQuery(pool), instanceId: randomUUID(), messageTtlSeconds: 0, pushes: false }))
   const add = (connectionId: string) => store.add({ connectionId, recipientDids: ['did:x'], payload: jsonBytes('{}'), payloadBytes: 2 })
   const kept = add('kept')
   await t.rejects(add('dropped'), /1 of 2 messages were stored/)
   await t.rejects(kept, /1 of 2 messages were stored/, 'which of them is not known')
+  const many = await Promise.allSettled(Array.from({ length: 200 }, (_, i) => add(i === 100 ? 'dropped' : 'kept')))
+  t.ok(
+    many.every(
+      ({ status, reason }: { status: string; reason?: Error }) =>
+        status === 'rejected' && /199 of 200 messages were stored/.test(reason!.message),
+    ),
+  )
 })
 
 // Under load their buffers were the reason of most full collections (docs/decisions/0008). When they are collected is up to V8, and differs from

@@ -26,10 +26,10 @@ await migrateDatabase({ connectionString }, { apply: true, log: silent })
 const pool = openPool(t, { connectionString, max: 8 })
 const query = createQuery(pool)
 type Pair<T> = [T, T]
-const stores = [0, 1].map(() =>
-  byPromise(createPostgresStore({ query, messageTtlSeconds: 0, pushes: false, tallyWorthRows: 0 })),
-) as Pair<StoreByPromise>
 const directories = [0, 1].map(() => createPostgresSessions({ pool, query })) as Pair<PostgresSessions>
+const stores = directories.map(({ instanceId }) =>
+  byPromise(createPostgresStore({ query, instanceId, messageTtlSeconds: 0, pushes: false, tallyWorthRows: 0 })),
+) as Pair<StoreByPromise>
 
 const instance = fc.nat({ max: 1 })
 const queue = fc.constantFrom('a', 'b')

@@ -1,5 +1,7 @@
+import { randomUUID } from 'node:crypto'
 import t, { type Test } from 'tap'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { SEQS_IN_A_ROW } from '../plugins/storage/add-statements.js'
 import { migrateDatabase } from '../plugins/storage/migrate.js'
 import { createPostgresStore } from '../plugins/storage/postgres-store.js'
 import { createPostgresSessions } from '../plugins/storage/postgres-sessions.js'
@@ -24,7 +26,7 @@ async function open(t: Test) {
   const pool = openPool(t, { connectionString, max: 20 })
   const query = createQuery(pool)
   const newStore = (more: { query?: Query; messageTtlSeconds?: number } = {}) =>
-    byPromise(createPostgresStore({ query, messageTtlSeconds: 0, pushes: false, tallyWorthRows: 0, ...more }))
+    byPromise(createPostgresStore({ query, instanceId: randomUUID(), messageTtlSeconds: 0, pushes: false, tallyWorthRows: 0, ...more }))
 
   const fill = (connectionId: string, messages: number) =>
     pool.query(
@@ -229,7 +231,7 @@ t.test('what a tally does not tell is counted message by message', async (t) => 
 
 t.test('a tally is made when counts have read as much as that costs, and shallow queues have none', async (t) => {
   const { pool, query, fill, tallies } = await open(t)
-  const store = createPostgresStore({ query, messageTtlSeconds: 0, pushes: false })
+  const store = createPostgresStore({ query, instanceId: randomUUID(), messageTtlSeconds: 0, pushes: false })
   await fill('shallow', 100)
   await fill('deep', 1_500)
   for (let i = 0; i < 50; i++) await store.count('shallow')
@@ -238,7 +240,7 @@ t.test('a tally is made when counts have read as much as that costs, and shallow
   t.same(await tallies(), [])
   t.equal(await store.count('deep'), 1_500)
   await until(async () => (await tallies())[0]?.messages === '1500', 'a tally that is counted')
-  await pool.query(`DELETE FROM queued_messages WHERE connection_id = 'deep' AND seq % 2 = 0`)
+  await pool.query(`DELETE FROM queued_messages WHERE connection_id = 'deep' AND seq / ${SEQS_IN_A_ROW} % 2 = 0`)
   t.equal(await store.count('deep'), 750)
   for (let i = 0; i < 20; i++) await store.count('deep')
   await sleep(100)

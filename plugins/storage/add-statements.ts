@@ -20,10 +20,12 @@ export interface Asked {
   pushes: boolean
   /** Is for more than one recipient DID, or for none. */
   several: boolean
+  /** They are so many that one answer for all costs less than a row for each. Not with keys, claims, bounds or pushes, which are answered one by one. */
+  many: boolean
 }
 
 export type Parameter =
-  | ('tag' | 'lease_ms' | 'at_most_messages')
+  | ('tag' | 'instance_id' | 'lease_ms' | 'at_most_messages')
   | ('connection_id' | 'dids' | 'bytes' | 'received_at' | 'idempotency_key' | 'epoch' | 'after_seq' | 'at_most_bytes' | 'payload')
   | ('token_hash' | 'type' | 'project' | 'token')
 
@@ -32,11 +34,15 @@ export interface AddStatement extends Statement {
   parameters: readonly Parameter[]
 }
 
-const SCALARS = new Set<Parameter>(['tag', 'lease_ms', 'at_most_messages'])
+/** How many seqs there are from one that the sequence gives to the next (drizzle/migrations/0006_seqs_in_a_row.sql). */
+export const SEQS_IN_A_ROW = 256
+
+const SCALARS = new Set<Parameter>(['tag', 'instance_id', 'lease_ms', 'at_most_messages'])
 const TYPES: Partial<Record<Parameter, string>> = { bytes: 'int', epoch: 'bigint', after_seq: 'bigint', at_most_bytes: 'bigint' }
 
 const parametersOf = ({ times, keys, claims, bounds, pushes }: Asked): Parameter[] => [
   'tag',
+  'instance_id',
   ...(claims ? (['lease_ms'] as const) : []),
   ...(bounds ? (['at_most_messages'] as const) : []),
   ...(['connection_id', 'dids', 'bytes'] as const),
@@ -84,17 +90,16 @@ const deep = (atMostMessages: string) => `LEFT JOIN LATERAL (
       WHERE u.at_most_bytes IS NOT NULL AND m.connection_id = u.connection_id ORDER BY m.seq LIMIT ${atMostMessages}::int + 1) head
     HAVING count(*) > ${atMostMessages} OR sum(payload_bytes) > u.at_most_bytes) deep ON true`
 
-/**
- * Whether somebody may have to be told; null when not. A subquery with a value and not EXISTS, for which Postgres may read all sessions into a
- * table of its own. Uses live_sessions_pkey.
- */
-const IS_AWAITED = '(SELECT true FROM live_sessions s WHERE s.connection_id = queued_messages.connection_id)'
+/** Of other instances: the sessions of this one are known to it, and one without a socket is told nothing. Uses live_sessions_pkey. */
+const sessionsElsewhere = (connectionId: string, instanceId: string) =>
+  `FROM live_sessions s WHERE s.connection_id = ${connectionId} AND s.instance_id <> ${instanceId}::uuid`
 
-/** Rows that are not written are not returned. */
-function insert(asked: Asked, from: string, place: (parameter: Parameter) => string): string {
-  const { times, keys, claims, bounds, pushes, several } = asked
+/** @param returning what is answered of each row that is written */
+function insert(asked: Asked, from: string, place: (parameter: Parameter) => string, returning: string): string {
+  const { times, keys, claims, bounds, several, many } = asked
   const columns = [
     ['connection_id', 'u.connection_id'],
+    ...(many ? [['seq', 'u.seq']] : []),
     ['tag', `${place('tag')}::int`],
     ['recipient_dids', several ? 'u.dids::text[]' : 'ARRAY[u.dids]'],
     ['payload', 'u.payload'],
@@ -112,14 +117,38 @@ function insert(asked: Asked, from: string, place: (parameter: Parameter) => str
   ]
   const subqueries = [...(claims ? [CLAIMED] : []), ...(keys ? [KNOWN] : []), ...(bounds ? [deep(place('at_most_messages'))] : [])]
   const unless = [...(keys ? ['known.yes IS NULL'] : []), ...(bounds ? ['deep.yes IS NULL'] : [])]
-  const receivedMs = claims ? CLAIMED_MS : 'NULL::float8'
-  const isAwaited = claims ? `CASE WHEN in_flight_epoch IS NULL THEN ${IS_AWAITED} END` : IS_AWAITED // who claims it needs no telling
   return `INSERT INTO queued_messages (${columns.map(([column]) => column).join(', ')})
   SELECT ${columns.map(([, value]) => value).join(', ')} FROM ${from}
   ${subqueries.join('\n  ')}${unless.length > 0 ? ` WHERE ${unless.join(' AND ')}` : ''}
   ${keys ? 'ON CONFLICT (connection_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING' : ''}
-  RETURNING seq, ${isAwaited} AS is_awaited, ${receivedMs} AS received_ms${unless.length > 0 || pushes ? ', connection_id, idempotency_key' : ''}`
+  RETURNING ${returning}`
 }
+
+/**
+ * Whether somebody may have to be told; null when not. A subquery with a value and not EXISTS, for which Postgres may read all sessions into a
+ * table of its own.
+ */
+const isAwaited = (instanceId: string) => `(SELECT true ${sessionsElsewhere('queued_messages.connection_id', instanceId)})`
+
+/** What is answered of each row. Rows that are not written are not returned. */
+function each({ keys, claims, bounds, pushes }: Asked, instanceId: string): string {
+  const columns = claims // who claims it needs no telling
+    ? ['seq', `CASE WHEN in_flight_epoch IS NULL THEN ${isAwaited(instanceId)} END AS is_awaited`, `${CLAIMED_MS} AS received_ms`]
+    : ['seq', `${isAwaited(instanceId)} AS is_awaited`, 'NULL::float8 AS received_ms']
+  return [...columns, ...(keys || bounds || pushes ? ['connection_id', 'idempotency_key'] : [])].join(', ')
+}
+
+/**
+ * One row for all: the first seq, from which the others follow in the order of the messages; how many were written; and the connections for which somebody
+ * may have to be told. While no other instance runs there is nobody to look for. Uses the primary key of instances.
+ */
+const insertMany = (added: string, instanceId: string, connectionIds: string) => `WITH first AS MATERIALIZED (
+    SELECT nextval('queued_messages_seq_seq') AS seq),
+  added AS (${added})
+  SELECT seq, (SELECT count(*)::int FROM added), CASE WHEN (SELECT true FROM instances WHERE instance_id <> ${instanceId}::uuid LIMIT 1)
+    THEN (SELECT array_agg(s.connection_id) ${sessionsElsewhere(`ANY (${connectionIds}::text[])`, instanceId)}) END
+  FROM first`
+const FIRST_SEQ = '(SELECT seq FROM first)'
 
 // Uses the primary keys of push_outbox, push_tokens, live_sessions and instances.
 const insertAndOwe = (source: string, added: string) => `WITH u AS MATERIALIZED (
@@ -153,20 +182,30 @@ function compose(asked: Asked): AddStatement {
   const parameters = parametersOf(asked)
   const place = (parameter: Parameter) => `$${parameters.indexOf(parameter) + 1}`
   const arrays = parameters.filter((parameter) => !SCALARS.has(parameter))
+  const [connectionIds, instanceId] = [place('connection_id'), place('instance_id')]
   // Not one unnest of all in FROM: Postgres would write all rows, with their payloads, into a store of their own and read them from there.
-  const source = `(SELECT ${arrays.map((one) => `unnest(${place(one)}::${TYPES[one] ?? 'text'}[]) AS ${one}`).join(', ')}) u`
-  const text = asked.pushes ? insertAndOwe(source, insert(asked, 'u', place)) : insert(asked, source, place)
+  const values = arrays.map((one) => `unnest(${place(one)}::${TYPES[one] ?? 'text'}[]) AS ${one}`)
+  if (asked.many) values.push(`generate_series(${FIRST_SEQ}, ${FIRST_SEQ} + cardinality(${connectionIds}::text[]) - 1) AS seq`)
+  const source = `(SELECT ${values.join(', ')}) u`
+  const added = insert(asked, asked.pushes ? 'u' : source, place, asked.many ? '1' : each(asked, instanceId))
+  const text = asked.many ? insertMany(added, instanceId, connectionIds) : asked.pushes ? insertAndOwe(source, added) : added
   const what = Object.entries(asked).flatMap(([one, isAsked]) => (isAsked ? [one] : []))
   return { name: ['add', ...what].join('_'), text, parameters }
 }
 
 const composed = new Map<number, AddStatement>()
 
-/** The insert for a batch that asks for this. There are at most 64 of them. */
+/** The insert for a batch that asks for this. There are at most 68 of them. */
 export function addStatement(asked: Asked): AddStatement {
-  const { times, keys, claims, bounds, pushes, several } = asked
+  const { times, keys, claims, bounds, pushes, several, many } = asked
   const which =
-    Number(times) | (Number(keys) << 1) | (Number(claims) << 2) | (Number(bounds) << 3) | (Number(pushes) << 4) | (Number(several) << 5)
+    Number(times) |
+    (Number(keys) << 1) |
+    (Number(claims) << 2) |
+    (Number(bounds) << 3) |
+    (Number(pushes) << 4) |
+    (Number(several) << 5) |
+    (Number(many) << 6)
   let statement = composed.get(which)
   if (!statement) composed.set(which, (statement = compose(asked)))
   return statement

@@ -1,7 +1,7 @@
 import { randomInt } from 'node:crypto'
 import { CallError } from '../../src/errors.js'
 import type { Added, MessageStore, NewMessage, PushToken } from '../../src/ports.js'
-import { addStatement, type Asked, type Parameter } from './add-statements.js'
+import { addStatement, SEQS_IN_A_ROW, type Asked, type Parameter } from './add-statements.js'
 import { bigintArray, intArray, textArray, utf8Array } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
 import { formatId, MAX_TAG, parseId } from './message-id.js'
@@ -26,6 +26,9 @@ export const byKey: Statement = {
 // A batch is bounded so that one of large payloads neither stalls the event loop nor runs into statement_timeout.
 const BATCH = { atOnce: 2, maxItems: 200, maxBytes: 1024 * 1024, maxWaitingBytes: 256 * 1024 * 1024, maxWaitMs: 1_000 }
 
+/** What one answer for all costs more is made up for by so many. docs/decisions/0008 */
+const MANY = 64
+
 type AddedRow = [
   seq: string,
   isAwaited: true | null,
@@ -36,7 +39,15 @@ type AddedRow = [
   deadTokens?: string[] | null,
 ]
 
-export function createAdding({ query, pushes }: { query: Query; pushes: boolean }): Pick<MessageStore, 'add' | 'idOfKey'> {
+export interface AddingOptions {
+  query: Query
+  /** Of this process, in the session directory. */
+  instanceId: string
+  /** Whether messages owe pushes. */
+  pushes: boolean
+}
+
+export function createAdding({ query, instanceId, pushes }: AddingOptions): Pick<MessageStore, 'add' | 'idOfKey'> {
   const tag = randomInt(MAX_TAG)
   const ending = formatId('', tag)
   const add = createCoalescer({
@@ -51,6 +62,7 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
   async function addBatch(messages: NewMessage[]): Promise<(Added | Error)[]> {
     try {
       const asked = askedOf(messages)
+      if (asked.many) return await addMany(messages, asked)
       return await (asked.keys || asked.bounds ? addUnless(messages, asked) : addPlain(messages, asked))
     } catch (error) {
       if (messages.length === 1) return [error instanceof CallError ? error : refused(error)]
@@ -62,7 +74,7 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
   }
 
   function askedOf(messages: NewMessage[]): Asked {
-    const asked = { times: false, keys: false, claims: false, bounds: false, pushes, several: false }
+    const asked = { times: false, keys: false, claims: false, bounds: false, pushes, several: false, many: false }
     for (const { receivedAt, idempotencyKey, claimFor, ifAtMost, recipientDids } of messages) {
       if (receivedAt !== undefined) asked.times = true
       if (idempotencyKey !== undefined) asked.keys = true
@@ -70,13 +82,25 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
       if (ifAtMost) asked.bounds = true
       if (recipientDids.length !== 1) asked.several = true
     }
+    const { keys, claims, bounds } = asked
+    asked.many = messages.length >= MANY && messages.length <= SEQS_IN_A_ROW && !(keys || claims || bounds || pushes)
     return asked
   }
 
+  async function addMany(messages: NewMessage[], asked: Asked): Promise<Added[]> {
+    const [row] = await insert<[first: string, stored: number, awaited: string[] | null]>(messages, asked)
+    const [first, stored, awaited] = row!
+    allStored(stored, messages)
+    const isAwaited = new Set(awaited)
+    return messages.map(({ connectionId }, i) => {
+      const id = `${Number(first) + i}${ending}`
+      return isAwaited.has(connectionId) ? { id } : { id, nobodyElseIsLive: true }
+    })
+  }
+
   async function addPlain(messages: NewMessage[], asked: Asked): Promise<Added[]> {
-    const rows = await insert(messages, asked)
-    if (rows.length !== messages.length)
-      throw new Error(`${rows.length} of ${messages.length} messages were stored: does a trigger that is not ours drop rows?`)
+    const rows = await insert<AddedRow>(messages, asked)
+    allStored(rows.length, messages)
     return rows.map((row, i) => toAdded(row, messages[i]!))
   }
 
@@ -88,7 +112,7 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
       const key = `${connectionId}\n${idempotencyKey}`
       return !keys.has(key) && keys.add(key)
     })
-    const rows = await insert(firsts, asked)
+    const rows = await insert<AddedRow>(firsts, asked)
     // They come back in the order in which they were written, without those that were not.
     const results = new Map<NewMessage, Added>()
     for (const message of firsts) {
@@ -100,10 +124,10 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
     return all
   }
 
-  function insert(messages: NewMessage[], asked: Asked): Promise<AddedRow[]> {
+  function insert<Row extends unknown[]>(messages: NewMessage[], asked: Asked): Promise<Row[]> {
     const statement = addStatement(asked)
-    const values = valuesOf(messages, asked, tag)
-    return query<AddedRow>(
+    const values = valuesOf(messages, asked, { tag, instanceId })
+    return query<Row>(
       statement,
       statement.parameters.map((parameter) => values[parameter]()),
     )
@@ -117,7 +141,7 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
       if (message.ifAtMost)
         return new CallError('quota_exceeded', 'The queue of this connection has more than was to be added to. Nothing was stored.')
       // Its key has expired since and is free again.
-      const [row] = await insert([message], askedOf([message]))
+      const [row] = await insert<AddedRow>([message], askedOf([message]))
       if (row) return toAdded(row, message)
     }
   }
@@ -131,21 +155,30 @@ export function createAdding({ query, pushes }: { query: Query; pushes: boolean 
   function toAdded([seq, isAwaited, receivedMs, , , isPushOwed = false, deadTokens]: AddedRow, { pushToken }: NewMessage): Added {
     const added: Added = { id: seq + ending }
     if (receivedMs !== null) added.claimed = { receivedAt: new Date(receivedMs).toISOString() }
-    else if (isAwaited === null) added.nobodyIsLive = true
+    else if (isAwaited === null) added.nobodyElseIsLive = true
     if (deadTokens && pushToken && deadTokens.includes(hashOf(pushToken))) added.push = 'token is dead'
     else if (isPushOwed) added.push = 'owed'
     return added
   }
 }
 
+function allStored(stored: number, { length }: NewMessage[]): void {
+  if (stored !== length) throw new Error(`${stored} of ${length} messages were stored: does a trigger that is not ours drop rows?`)
+}
+
 /** What the parameters of an insert are, for those that it has. */
-function valuesOf(messages: readonly NewMessage[], { several }: Asked, tag: number): Record<Parameter, () => unknown> {
+function valuesOf(
+  messages: readonly NewMessage[],
+  { several }: Asked,
+  { tag, instanceId }: { tag: number; instanceId: string },
+): Record<Parameter, () => unknown> {
   const texts = (read: (message: NewMessage) => string | undefined) => () => textArray(messages.map(read))
   const ofToken = (read: (token: PushToken) => string) => texts(({ pushToken }) => pushToken && read(pushToken))
   const sessions = once(() => sessionsOf(messages))
   const bounds = once(() => boundsOf(messages))
   return {
     tag: () => tag,
+    instance_id: () => instanceId,
     lease_ms: () => sessions().find((session) => session)?.leaseMs ?? 0,
     at_most_messages: () => bounds().find((bound) => bound)?.messages ?? 0,
     connection_id: texts((message) => message.connectionId),

@@ -89,11 +89,12 @@ export default fp<{ config: Config }>(
 
     const query = createQuery(pool)
     const pushes = config.FIREBASE_CREDENTIALS !== undefined
-    app.decorate('store', createPostgresStore({ query, messageTtlSeconds: config.MESSAGE_TTL_SECONDS, pushes }))
     const sessions = createPostgresSessions({ pool, query, pushWindowMs: pushes ? config.PUSH_WINDOW_MS : undefined })
     if (config.DATABASE_URL === undefined) await sessions.disown()
     await sessions.renew()
     app.decorate('sessions', sessions)
+    const { instanceId } = sessions
+    app.decorate('store', createPostgresStore({ query, instanceId, messageTtlSeconds: config.MESSAGE_TTL_SECONDS, pushes }))
     app.decorate(
       'pushOutbox',
       createPostgresOutbox({ pool, query, windowMs: config.PUSH_WINDOW_MS, claimMs: config.PUSH_TIMEOUT_MS + SETTLING_MS }),

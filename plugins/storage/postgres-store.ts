@@ -1,6 +1,6 @@
 import type { DeliverableMessage, MessageStore } from '../../src/ports.js'
 import { promised } from '../../src/told.js'
-import { byKey, createAdding } from './adding.js'
+import { byKey, createAdding, type AddingOptions } from './adding.js'
 import { bigintArray, intArray, textArray } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
 import {
@@ -18,7 +18,7 @@ import {
   type MessageRow,
 } from './fragments.js'
 import { formatId, parseId } from './message-id.js'
-import type { Query, Statement } from './query.js'
+import type { Statement } from './query.js'
 import { createTaking, takeStatements } from './taking.js'
 import { createTallies, tallyOf, tallyStatements } from './tallies.js'
 
@@ -149,17 +149,14 @@ const REMOVE_BATCH = { atOnce: 2, maxItems: 500, maxBytes: 5_000, maxWaitingByte
 // Few queues are deep, but they hold up what is asked for together with them. Here "bytes" are queues.
 const DEPTH_BATCH = { atOnce: 2, maxItems: 50, maxBytes: 50, maxWaitingBytes: 100_000, maxWaitMs: 1_000 }
 
-export interface PostgresStoreOptions {
-  query: Query
+export interface PostgresStoreOptions extends AddingOptions {
   /** Seconds after which a message expires; 0 = never. */
   messageTtlSeconds: number
-  /** Whether messages owe pushes. */
-  pushes: boolean
   /** How many rows counts of a queue may read before a tally of it is made. */
   tallyWorthRows?: number
 }
 
-export function createPostgresStore({ query, messageTtlSeconds, pushes, tallyWorthRows }: PostgresStoreOptions): MessageStore {
+export function createPostgresStore({ query, instanceId, messageTtlSeconds, pushes, tallyWorthRows }: PostgresStoreOptions): MessageStore {
   const ttl = messageTtlSeconds > 0 ? `${messageTtlSeconds} seconds` : '1000 years'
   const tallies = createTallies({ query, worthRows: tallyWorthRows })
   const removeCoalesced = createCoalescer({
@@ -183,7 +180,7 @@ export function createPostgresStore({ query, messageTtlSeconds, pushes, tallyWor
   })
 
   return {
-    ...createAdding({ query, pushes }),
+    ...createAdding({ query, instanceId, pushes }),
     ...createTaking({ query, age: ttl }),
 
     async count(connectionId, recipientDid) {

@@ -4,11 +4,12 @@ import type { CallError } from '../../src/errors.js'
 import type { JsonText } from '../../src/json.js'
 import type { Added, MessageStore, NewMessage, SessionDirectory } from '../../src/ports.js'
 import { jsonBytes } from '../helpers/json.js'
-import { byPromise } from '../helpers/store.js'
+import { byPromise, type StoreByPromise } from '../helpers/store.js'
 
 export interface StoreUnderTest {
   /** Two stores on the same data, as two instances have them. */
   stores: [MessageStore, MessageStore]
+  /** Of the first of the two instances. */
   sessions: SessionDirectory
   /** A third store on the same data, with messages that expire after a second. */
   expiring: MessageStore
@@ -56,6 +57,20 @@ export async function storeContract(t: Test, { sessions, expiring, ...given }: S
     const connectionId = newId()
     for (const n of numbers(1, 20)) await stores[Number(n) % 2]!.add(message(connectionId, n))
     t.same(texts(await store.take({ ...take, connectionId })), numbers(1, 20))
+  })
+
+  t.test('so do those that come many at a time, with single ones between them', async (t) => {
+    const connectionId = newId()
+    const ids: string[] = []
+    for (let n = 0; n < 6; n++) {
+      const add = (text: string) => idOf(stores[n % 2]!.add(message(connectionId, text)))
+      ids.push(...(await Promise.all(numbers(1, 150).map(() => add('many')))), await add('one'))
+    }
+    const messages = await store.take({ ...take, connectionId })
+    t.same(
+      messages.map(({ id }) => id),
+      ids,
+    )
   })
 
   t.test('a payload comes back as it came, to the byte', async (t) => {
@@ -540,30 +555,51 @@ export async function storeContract(t: Test, { sessions, expiring, ...given }: S
     t.same(await among([quiet, delivered]), [])
   })
 
-  t.test('an add tells whether anybody is live, each of those that are stored together for itself', async (t) => {
-    const [alone, live, held] = Array.from({ length: 3 }, newId) as [string, string, string]
+  t.test('an add tells whether anybody is live elsewhere, each of those that are stored together for itself', async (t) => {
+    const [alone, live, held, silent] = Array.from({ length: 4 }, newId) as [string, string, string, string]
     await sessions.open({ connectionId: live, sessionId: 's' })
+    await sessions.open({ connectionId: silent, sessionId: 's', ttlMs: 60_000 })
     const { epoch } = await sessions.open({ connectionId: held, sessionId: 's' })
     const claimFor = { epoch, after: undefined, leaseMs: 30_000 }
     for (const extra of [{}, { idempotencyKey: 'key' }, { ifAtMost: { messages: 100, bytes: 100_000 } }]) {
       const added = await Promise.all([
-        store.add(message(alone, '1', extra)),
-        store.add(message(live, '1', extra)),
-        store.add(message(held, '1', { ...extra, claimFor })),
+        other.add(message(alone, '1', extra)),
+        other.add(message(live, '1', extra)),
+        other.add(message(silent, '1', extra)),
+        other.add(message(held, '1', { ...extra, claimFor })),
       ])
       t.same(
-        added.map(({ nobodyIsLive, claimed }) => [nobodyIsLive, claimed !== undefined]),
+        added.map(({ nobodyElseIsLive, claimed }) => [nobodyElseIsLive, claimed !== undefined]),
         [
           [true, false],
           [undefined, false],
+          [true, false],
           [undefined, true],
         ],
       )
-      claimFor.after = added[2].id as never
+      claimFor.after = added[3].id as never
     }
+    t.equal((await store.add(message(live, '2'))).nobodyElseIsLive, true, 'its own sessions an instance knows by itself')
     await sessions.close({ connectionId: live })
-    t.equal((await store.add(message(live, '2'))).nobodyIsLive, true)
-    t.equal((await store.add(message(live, '1', { idempotencyKey: 'key' }))).nobodyIsLive, undefined, 'the first one may have told nobody')
+    t.equal((await other.add(message(live, '3'))).nobodyElseIsLive, true)
+    t.equal(
+      (await other.add(message(live, '1', { idempotencyKey: 'key' }))).nobodyElseIsLive,
+      undefined,
+      'the first one may have told nobody',
+    )
+  })
+
+  t.test('so do many that are stored together', async (t) => {
+    const connections = Array.from({ length: 200 }, newId)
+    const live = connections.filter((_, i) => i % 3 === 0)
+    for (const connectionId of live) await sessions.open({ connectionId, sessionId: 's' })
+    await sessions.open({ connectionId: connections[1]!, sessionId: 's', ttlMs: 60_000 })
+    const awaited = async (through: StoreByPromise) => {
+      const added = await Promise.all(connections.map((connectionId) => through.add(message(connectionId, '1'))))
+      return connections.filter((_, i) => !added[i]!.nobodyElseIsLive)
+    }
+    t.same(await awaited(other), live)
+    t.same(await awaited(store), [], 'its own sessions an instance knows by itself')
   })
 
   t.test('ending all sessions of the instance releases everything', async (t) => {
