@@ -2,8 +2,8 @@ import { execFileSync } from 'node:child_process'
 import t from 'tap'
 
 /** Runs a module in a V8 that tells how it keeps its objects. @returns what it wrote */
-function run(code: string): string {
-  const args = ['--allow-natives-syntax', '--import', 'tsx', '--input-type=module', '--eval', code]
+function run(code: string, flags: string[] = []): string {
+  const args = ['--allow-natives-syntax', ...flags, '--import', 'tsx', '--input-type=module', '--eval', code]
   return execFileSync(process.execPath, args, { encoding: 'utf8', env: { ...process.env, NODE_OPTIONS: '' } })
 }
 
@@ -42,4 +42,40 @@ t.test('all messages have one hidden class, whatever is asked for them: what rea
     console.log(JSON.stringify({ asked, alike: seen.every((message) => isLike(message, seen[0])) }))`
   const asked = ['bound', '', 'claim bound', 'claim ', 'bound']
   t.same(JSON.parse(run(code)), { asked, alike: true })
+})
+
+t.test('what a batch held is not kept until the next full collection', async (t) => {
+  // Such objects as the batches of the service lie among: those that a full collection has left.
+  const code = `
+    const { createCoalescer } = await import('./plugins/storage/coalesce.ts')
+    const { getHeapSpaceStatistics } = await import('node:v8')
+    const ends = []
+    const flush = (items) => new Promise((resolve) => ends.push(() => resolve(items)))
+    const limits = { maxItems: 64, maxBytes: 64, maxWaitingBytes: 1_000, maxWaitMs: 1_000 }
+    const add = createCoalescer({ key: ([n]) => String(n), bytes: () => 1, flush, atOnce: 2, ...limits })
+    let n = 0
+    const batch = () => {
+      for (let i = 0; i < 64; i++) add(new Array(1_000).fill(n++), () => {})
+      return new Promise(setImmediate)
+    }
+    const round = async () => {
+      ends.shift()()
+      await new Promise(setImmediate)
+      await batch()
+    }
+    await batch()
+    await batch()
+    for (let i = 0; i < 20; i++) await round()
+    gc(), gc()
+    const old = () => getHeapSpaceStatistics().find(({ space_name }) => space_name === 'old_space').space_used_size
+    let before
+    for (let i = 0; i < 200; i++) {
+      if (i === 10) before = old()
+      await round()
+      if (i % 6 === 0) gc({ type: 'minor' })
+    }
+    console.log(Math.round((old() - before) / 190 / 8_000), ends.length)`
+  const [itemsKept, underWay] = run(code, ['--expose-gc']).trim().split(' ').map(Number)
+  t.equal(underWay, 2, 'one was always beside another')
+  t.ok(itemsKept! <= 2, `of each batch ${itemsKept} items of 64 are kept`)
 })

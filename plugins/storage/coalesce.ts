@@ -48,7 +48,7 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
   let isBeginning = false
   /** So many must wait for a batch beside a quick one. */
   let worth = WORTH_ITEMS
-  const underWay = new Set<Batch<Item, Result>>()
+  const underWay: Batch<Item, Result>[] = [] // a Set would keep what was in it: docs/decisions/0008
 
   return (item, told) => {
     if (waitingBytes + bytes(item) > maxWaitingBytes) {
@@ -64,7 +64,7 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
   }
 
   function hasPlace(): boolean {
-    if (underWay.size >= atOnce) return false
+    if (underWay.length >= atOnce) return false
     if (waiting.length >= worth) return true
     for (const { isSlow } of underWay) if (!isSlow) return false
     return true
@@ -82,7 +82,7 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
   }
 
   async function run(batch: Batch<Item, Result>): Promise<void> {
-    underWay.add(batch)
+    underWay.push(batch)
     const timer = setTimeout(() => {
       batch.isSlow = true
       begin()
@@ -95,7 +95,7 @@ export function createCoalescer<Item, Result>(options: CoalesceOptions<Item, Res
       settle = () => batch.all.forEach(({ told }) => tell(told, error as Error))
     }
     clearTimeout(timer)
-    underWay.delete(batch)
+    underWay.splice(underWay.indexOf(batch), 1)
     begin()
     process.nextTick(settle) // after what it began has left: the store works while these are answered
   }
