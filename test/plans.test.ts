@@ -211,7 +211,7 @@ function queueCases(): Case[] {
     title: 'remove of 10 from each of two queues',
     text: statements.remove.text,
     values: [acked.map(({ queue }) => queue), acked.map(({ seq }) => seq), acked.map(() => 0)],
-    rows: 11, // that had a key, which is remembered
+    rows: 20,
     reads: 20,
   })
   const dueHashes = Array.from({ length: 50 }, (_, i) => `hash ${i}`)

@@ -87,7 +87,7 @@ t.test('four instances that boot together migrate an empty database once', async
   await client.connect()
   t.teardown(() => client.end())
   const { rows } = await client.query('SELECT count(*)::int AS migrations FROM drizzle.__drizzle_migrations')
-  t.same(rows, [{ migrations: 7 }])
+  t.same(rows, [{ migrations: 8 }])
 })
 
 t.test('a role without DDL rights can run the service on a migrated database, and is told what to do on any other', async (t) => {

@@ -41,16 +41,6 @@ export const IS_PICKED = `m.connection_id = $1 AND m.seq = ANY (ARRAY (SELECT se
 
 export const BY_SEQ = `WINDOW by_seq AS (ORDER BY seq ROWS UNBOUNDED PRECEDING)`
 
-/** How long the key of a removed message is remembered. Longer than any client repeats one call. */
-export const KEYS_REMEMBERED_S = 300
-/** From `gone`. */
-export const REMEMBER = `INSERT INTO removed_keys (connection_id, idempotency_key, seq, tag, payload_hash)
-  SELECT connection_id, idempotency_key, seq, tag, payload_hash FROM gone WHERE idempotency_key IS NOT NULL
-  ON CONFLICT (connection_id, idempotency_key) DO UPDATE
-    SET seq = excluded.seq, tag = excluded.tag, payload_hash = excluded.payload_hash, removed_at = excluded.removed_at`
-export const REMOVED = `m.connection_id, m.idempotency_key, m.seq, m.tag, CASE WHEN m.idempotency_key IS NOT NULL THEN hashtextextended(m.payload, 0) END AS payload_hash`
-export const REMEMBERED = `remembered AS (${REMEMBER})`
-
 export type MessageRow = [seq: string, tag: number, receivedMs: number, payload: JsonText]
 
 /** DELETE and UPDATE ... RETURNING have no order. */

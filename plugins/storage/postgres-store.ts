@@ -3,20 +3,7 @@ import { promised } from '../../src/told.js'
 import { byKey, createAdding, type AddingOptions } from './adding.js'
 import { bigintArray, intArray, textArray } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
-import {
-  AVAILABLE,
-  BY_SEQ,
-  IS_PICKED,
-  isRowOf,
-  KEYS_REMEMBERED_S,
-  LIVE_EPOCH,
-  RECEIVED_MS,
-  REMEMBER,
-  REMEMBERED,
-  REMOVED,
-  toMessage,
-  type MessageRow,
-} from './fragments.js'
+import { AVAILABLE, BY_SEQ, IS_PICKED, isRowOf, LIVE_EPOCH, RECEIVED_MS, toMessage, type MessageRow } from './fragments.js'
 import { formatId, parseId } from './message-id.js'
 import type { Statement } from './query.js'
 import { createTaking, takeStatements } from './taking.js'
@@ -42,6 +29,9 @@ export const deliverable = (epoch: string, leaseMs: string) => `(m.deliveries < 
 /** Marked for this session by an add or a claim whose answer was lost, so that nobody sent it. Only when $8 tells what was sent. */
 const NEVER_SENT = `($8::bigint[] IS NOT NULL AND m.in_flight_epoch = $2 AND NOT m.in_flight_taken AND m.deliveries = 1 AND m.seq <> ALL ($8))`
 
+/** How long the key of a removed message is remembered (the trigger remember_keys). Longer than any client repeats one call. */
+const KEYS_REMEMBERED_S = 300
+
 const statements = {
   byKey,
   ...takeStatements,
@@ -66,20 +56,13 @@ const statements = {
   // Of many connections, in the order of the primary key: two of these, or one and a take, do not wait for each other in a circle.
   remove: {
     name: 'remove',
-    text: `WITH gone AS (
-    DELETE FROM queued_messages m USING unnest($1::text[], $2::bigint[], $3::int[]) AS u (connection_id, seq, tag)
-    WHERE ${isRowOf('m', 'u', 'seq')} AND m.tag = u.tag
-    RETURNING ${REMOVED})
-  ${REMEMBER}`,
+    text: `DELETE FROM queued_messages m USING unnest($1::text[], $2::bigint[], $3::int[]) AS u (connection_id, seq, tag)
+  WHERE ${isRowOf('m', 'u', 'seq')} AND m.tag = u.tag`,
   },
 
   removeAll: {
     name: 'remove_all',
-    text: `WITH gone AS (
-    DELETE FROM queued_messages m WHERE m.connection_id = $1 AND $2 = ANY (m.recipient_dids)
-    RETURNING ${REMOVED}),
-  ${REMEMBERED}
-  SELECT seq, tag FROM gone`,
+    text: `DELETE FROM queued_messages m WHERE m.connection_id = $1 AND $2 = ANY (m.recipient_dids) RETURNING seq, tag`,
   },
 
   depth: {
@@ -114,11 +97,12 @@ const statements = {
   FROM (SELECT) one LEFT JOIN claimed c ON true`,
   },
 
-  // Uses queued_messages_accepted_at.
+  // Uses queued_messages_accepted_at. The trigger remember_keys is told to leave the keys free, until this transaction ends.
   expire: {
     name: 'expire',
     text: `WITH old AS (
-    SELECT connection_id, seq FROM queued_messages WHERE accepted_at <= now() - $1::interval
+    SELECT connection_id, seq FROM queued_messages
+    WHERE accepted_at <= now() - $1::interval AND (SELECT set_config('message_pickup.keys', 'forgotten', true)) IS NOT NULL
     ORDER BY accepted_at LIMIT $2 FOR UPDATE SKIP LOCKED)
   DELETE FROM queued_messages m USING old WHERE ${isRowOf('m', 'old', 'seq')} RETURNING 1`,
   },

@@ -2,19 +2,7 @@ import type { MessageStore, StoredMessage, Take } from '../../src/ports.js'
 import { promised } from '../../src/told.js'
 import { intArray, textArray } from './binary-array.js'
 import { createCoalescer } from './coalesce.js'
-import {
-  AVAILABLE,
-  BY_SEQ,
-  IS_PICKED,
-  LIVE_EPOCH,
-  liveEpoch,
-  RECEIVED_MS,
-  REMEMBERED,
-  REMOVED,
-  sorted,
-  toMessage,
-  type MessageRow,
-} from './fragments.js'
+import { AVAILABLE, BY_SEQ, IS_PICKED, LIVE_EPOCH, liveEpoch, RECEIVED_MS, sorted, toMessage, type MessageRow } from './fragments.js'
 import type { Query, Statement } from './query.js'
 
 /*
@@ -71,12 +59,9 @@ export const takeStatements = {
   // "empty" (48 of 80 takes in an experiment). All lock in the order of seq, so nobody waits in a circle.
   takeDeleted: {
     name: 'take_deleted',
-    text: `WITH live AS MATERIALIZED (SELECT (${LIVE_EPOCH}) AS epoch), ${LOCKED_HEAD}, ${PICKED},
-  gone AS (
-    DELETE FROM queued_messages m WHERE ${IS_PICKED}
-    RETURNING ${REMOVED}, m.payload, m.received_at, m.accepted_at),
-  ${REMEMBERED}
-  SELECT m.seq, m.tag, ${RECEIVED_MS}, m.payload FROM gone m`,
+    text: `WITH live AS MATERIALIZED (SELECT (${LIVE_EPOCH}) AS epoch), ${LOCKED_HEAD}, ${PICKED}
+  DELETE FROM queued_messages m WHERE ${IS_PICKED}
+  RETURNING m.seq, m.tag, ${RECEIVED_MS}, m.payload`,
   },
 
   // $1 connections, $2 limits, $3 age, $4 lease, $5 bytes of a small page. Reads what take reads; of a page that is not small only its size.

@@ -317,10 +317,16 @@ export async function storeContract(t: Test, { sessions, expiring, ...given }: S
     t.same(await expiring.take({ ...take, connectionId }), [])
     t.same(await expiring.take({ ...take, connectionId, remove: true }), [])
     t.equal(await store.count(connectionId), 3, 'they are still there for a store that keeps them longer')
+    const keyed = message(newId(), '1', { idempotencyKey: 'key' })
+    const id = await idOf(store.add(keyed))
+    await new Promise((resolve) => setTimeout(resolve, 1_100))
     let deleted = 0
     for (let batch = -1; batch !== 0; deleted += batch) batch = await expiring.expire(2)
     t.ok(deleted >= 3)
     t.equal(await store.count(connectionId), 0)
+    t.not(await idOf(store.add(keyed)), id, 'a key is free again when its message has expired')
+    await store.remove(keyed.connectionId, [await idOf(store.add(keyed))])
+    t.ok(await store.idOfKey(keyed), 'and is remembered when it was removed')
   })
 
   t.test('sessions: the newest wins, and only the named one is ended', async (t) => {
