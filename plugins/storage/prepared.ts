@@ -1,7 +1,7 @@
 import pg, { type Connection, type Submittable } from 'pg'
+import { bindMessage, type Value } from './bind-message.js'
 import type { Statement } from './query.js'
 
-type Value = string | Buffer | null
 type Parser = (text: string) => unknown
 type Done<Row> = (error: Error | null, rows: Row[]) => void
 
@@ -53,11 +53,12 @@ export class Prepared<Row extends unknown[]> implements Submittable {
     this.parsers = known.get(this.text)
     const isNew = this.parsers === undefined
     if (isNew) this.known = known
-    connection.stream.cork()
+    const { stream } = connection
+    stream.cork()
     try {
       const values = this.values.map(prepareValue)
       if (isNew) connection.parse({ name: this.name, text: this.text, types: [] }, true)
-      connection.bind({ statement: this.name, values }, true)
+      for (const part of bindMessage(this.name, values)) stream.write(part)
       if (isNew) connection.describe({ type: 'P' }, true)
       connection.execute({}, true)
       connection.sync()
@@ -65,7 +66,7 @@ export class Prepared<Row extends unknown[]> implements Submittable {
     } catch (error) {
       return error as Error
     } finally {
-      connection.stream.uncork()
+      stream.uncork()
     }
   }
 
