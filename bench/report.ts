@@ -110,8 +110,10 @@ ${markdown({ header: ['part', 'of the busy time', 'what it does'], rows: parts }
 ${markdown({ header: ['function, its own time', ''], rows: hot })}`
 })
 
-const short = Object.keys(results.rows).filter((row) => results.rows[row]!.length < FULL.rounds && !row.startsWith('depth '))
-const fewer = short.length > 0 ? `, but for these, which have fewer: ${short.join(', ')}` : ''
+const others = new Map<number, string[]>()
+for (const [row, { length }] of Object.entries(results.rows))
+  if (length !== FULL.rounds && !row.startsWith('depth ')) others.set(length, [...(others.get(length) ?? []), row])
+const otherRounds = [...others].map(([rounds, rows]) => `, but of ${rounds} for ${rows.join(', ')}`).join('')
 
 writeFileSync(
   'docs/benchmarks.md',
@@ -123,7 +125,7 @@ How far is the service from the ceiling of its transport, what does a message co
 \`${results.command}\` on ${results.machine.machine}, Node ${results.machine.node}, commit ${results.machine.commit}, ${results.takenAt.slice(0, 10)}, in ${round(results.seconds)} s.
 
 The same cores carry the load generator, Postgres (fsync on), Redis, and other people's work: **trust the ratios**, which are taken within each
-round, not the absolutes. Every figure is the median of ${FULL.rounds} rounds${fewer}. Every answer was checked: a message that is lost, repeated, out of order,
+round, not the absolutes. Every figure is the median of ${FULL.rounds} rounds${otherRounds}. Every answer was checked: a message that is lost, repeated, out of order,
 altered, or that nobody added, fails the run. Scenarios and their questions: [bench/scenarios](../bench/scenarios).
 
 ## Goals
@@ -132,7 +134,7 @@ ${markdown(goalsTable(results))}
 
 CPU is that of the service and Postgres for each message. \`floor\` is a bare @fastify/websocket handler that parses the same addMessage frames and answers.
 \`bare\` is the same with a row in the same table for each frame, stored as the service does it (bench/bare.ts): the least that a durable add costs.
-Three rounds on a machine that others use too do not decide a narrow goal; what more rounds and other days say is in
+So few rounds on a machine that others use too do not decide a narrow goal; what more rounds and other days say is in
 [decisions/0025](decisions/0025-how-sure-the-goals-of-speed-are.md).
 
 ## Latency against load

@@ -22,7 +22,7 @@ if (unknown.length > 0) throw new Error(`There is no scenario ${unknown.join(', 
 
 const isSmoke = options.includes('--smoke')
 const size = isSmoke ? SMOKE : FULL
-const rounds = Number(options.find((option) => option.startsWith('--rounds='))?.split('=')[1] ?? size.rounds)
+const asked = options.find((option) => option.startsWith('--rounds='))?.split('=')[1]
 const startedAt = performance.now()
 const results: Results = {
   machine: machine(),
@@ -51,12 +51,17 @@ try {
   await stand.close()
 }
 
+function roundsOf({ rounds }: Group): number {
+  return Number(asked ?? (isSmoke ? size.rounds : (rounds ?? size.rounds)))
+}
+
 async function measureGroup(group: Group, isWanted: (name: string) => boolean): Promise<void> {
   const { scenarios, close } = await group.open(stand)
   const picked = scenarios.filter((scenario) => scenario.names.some(isWanted))
   try {
     // Twice: what the last scenario does makes V8 compile anew what the first one ran.
     for (const scenario of !isSmoke && group.warms ? [...picked, ...picked] : []) await scenario.run(WARM)
+    const rounds = roundsOf(group)
     for (let round = 0; round < rounds; round++) {
       for (const scenario of picked) {
         if (scenario.once && round > 0) continue
@@ -73,7 +78,7 @@ async function measureGroup(group: Group, isWanted: (name: string) => boolean): 
 
 if (options.includes('--json')) console.log(JSON.stringify(results))
 else {
-  console.log(`\n${Object.values(results.machine).join(' · ')} · ${rounds} rounds, medians · ${results.seconds.toFixed(0)} s · ${file}\n`)
+  console.log(`\n${Object.values(results.machine).join(' · ')} · medians of the rounds · ${results.seconds.toFixed(0)} s · ${file}\n`)
   for (const table of [trafficTable, depthTable, factsTable, goalsTable]) {
     const { header, rows } = table(results)
     if (rows.length > 0) printTable(header, rows)

@@ -72,6 +72,8 @@ export interface Group {
   names: string[]
   /** Its services are kept for all rounds, and are to be warm. */
   warms: boolean
+  /** More of them than others take. */
+  rounds?: number
   /** Runs only when it is named. */
   isExtra?: boolean
 }
