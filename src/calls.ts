@@ -30,6 +30,7 @@ export type Run = (params: unknown, payload: JsonBytes | undefined, caller: Call
 export type Ended = (error: unknown, result?: CallResult) => void
 
 export interface CallResult {
+  /** A list is emptied when `ended` has returned. */
   value: unknown
   /** As JSON. */
   text: string
@@ -113,6 +114,8 @@ export function createCalls<Name extends string>(
         return this.answer(error)
       }
       this.answer(undefined, { value, text })
+      // The promise of a call that had to wait is an old object by now, and keeps what it was resolved with: a page of messages. docs/decisions/0008
+      if (Array.isArray(value)) value.length = 0
     }
 
     fail(error: unknown): void {
