@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import t from 'tap'
 import { migrateDatabase } from '../plugins/storage/migrate.js'
@@ -15,6 +16,7 @@ import { silent as log } from './helpers/postgres.js'
 import { openPool, testDatabase } from './helpers/service.js'
 import { byPromise } from './helpers/store.js'
 import { watchStatements } from './helpers/statements.js'
+import { until } from './helpers/until.js'
 
 /** What an operator beyond one Postgres would do: the same tables, in hash partitions by the column that every query is keyed by. */
 const PARTITIONED = ['queued_messages', 'live_sessions']
@@ -35,6 +37,10 @@ const PARTITIONED = ['queued_messages', 'live_sessions']
     DROP TABLE plain;`,
   )
   .join('\n')
+
+const message = (connectionId: string) => ({ connectionId, recipientDids: ['did:x'], payload: jsonBytes('{}'), payloadBytes: 2 })
+const newStore = (pool: pg.Pool, messageTtlSeconds = 0) =>
+  byPromise(createPostgresStore({ query: createQuery(pool), instanceId: randomUUID(), messageTtlSeconds, pushes: false }))
 
 for (const [name, change, pushes] of [
   ['Postgres', '', false],
@@ -109,10 +115,76 @@ t.test('a role without DDL rights can run the service on a migrated database, an
     GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ${role}; GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO ${role}`)
   await migrateDatabase(asRole, { apply: true, log })
   const pool = openPool(t, { ...asRole, max: 2 })
-  const store = byPromise(createPostgresStore({ query: createQuery(pool), instanceId: randomUUID(), messageTtlSeconds: 0, pushes: false }))
-  const { id } = await store.add({ connectionId: 'c', recipientDids: ['did:x'], payload: jsonBytes('{}'), payloadBytes: 2 })
+  const store = newStore(pool, 1)
+  const keyed = { ...message('c'), idempotencyKey: 'key' }
+  const { id } = await store.add(keyed)
   await store.remove('c', [id])
   t.equal(await store.count('c'), 0)
+  t.same(await store.add(keyed), { id }, 'its key is kept, by a trigger')
+  await store.add({ ...keyed, idempotencyKey: 'another' })
+  await sleep(1_100)
+  t.equal(await store.expire(10), 1)
+})
+
+t.test('whoever removes messages leaves their keys behind', async (t) => {
+  const connectionString = await testDatabase(t)
+  await migrateDatabase({ connectionString }, { apply: true, log })
+  const pool = openPool(t, { connectionString, max: 2 })
+  const store = newStore(pool)
+  const administration = createPostgresAdministration({ pool })
+  const removals = {
+    'by hand': (connectionId: string) => pool.query('DELETE FROM queued_messages WHERE connection_id = $1', [connectionId]),
+    'by a purge': async (connectionId: string) =>
+      administration.purge({ connectionId, upTo: (await administration.measure({ connectionId })).upTo! }),
+  }
+  for (const [how, remove] of Object.entries(removals)) {
+    const keyed = { ...message(how), idempotencyKey: 'key' }
+    const { id } = await store.add(keyed)
+    await store.add(message(how))
+    await remove(how)
+    t.equal(await store.count(how), 0)
+    t.same(await store.add(keyed), { id }, how)
+  }
+})
+
+t.test('a database is brought up to date while instances of before add to it', async (t) => {
+  const connectionString = await testDatabase(t)
+  await migrateDatabase({ connectionString }, { apply: true, log })
+  const pool = openPool(t, { connectionString, max: 10 })
+  // As it was before the two migrations that change the table's sequence, and then the table.
+  await pool.query(`DROP TRIGGER remember_keys ON queued_messages; DROP FUNCTION remember_keys;
+    ALTER SEQUENCE queued_messages_seq_seq INCREMENT BY 1;
+    DELETE FROM drizzle.__drizzle_migrations WHERE id > (SELECT max(id) - 2 FROM drizzle.__drizzle_migrations)`)
+  let isOver = false
+  let added = 0
+  const writers = Array.from({ length: 8 }, async (_, n) => {
+    for (; !isOver; added++)
+      await pool.query(
+        `INSERT INTO queued_messages (connection_id, tag, recipient_dids, payload, payload_bytes)
+        SELECT $1, 0, '{did:x}', '{}', 2 FROM generate_series(1, 100)`,
+        [`c${n}`],
+      )
+  })
+  await until(() => added > 20, 'adding')
+  await migrateDatabase({ connectionString }, { apply: true, log })
+  const before = added
+  await until(() => added > before + 20, 'adding goes on')
+  isOver = true
+  await t.resolves(Promise.all(writers))
+  await migrateDatabase({ connectionString }, { apply: false, log })
+})
+
+t.test('the service does not start on tables that were made anew and have lost what keeps messages in order, and once', async (t) => {
+  const connectionString = await testDatabase(t)
+  await migrateDatabase({ connectionString }, { apply: true, log })
+  const pool = openPool(t, { connectionString, max: 1 })
+  const start = () => migrateDatabase({ connectionString }, { apply: true, log })
+  await pool.query('ALTER SEQUENCE queued_messages_seq_seq INCREMENT BY 1')
+  await t.rejects(start(), /must go on by 256.*ALTER SEQUENCE/)
+  await pool.query('ALTER SEQUENCE queued_messages_seq_seq INCREMENT BY 256; ALTER TABLE queued_messages DISABLE TRIGGER remember_keys')
+  await t.rejects(start(), /lost its trigger remember_keys/)
+  await pool.query('ALTER TABLE queued_messages ENABLE TRIGGER remember_keys')
+  await start()
 })
 
 t.test('a row that Postgres drops in silence is not taken for stored', async (t) => {
@@ -121,8 +193,8 @@ t.test('a row that Postgres drops in silence is not taken for stored', async (t)
   const pool = openPool(t, { connectionString, max: 2 })
   await pool.query(`CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
     CREATE TRIGGER dropping BEFORE INSERT ON queued_messages FOR EACH ROW WHEN (NEW.connection_id = 'dropped') EXECUTE FUNCTION drop_row()`)
-  const store = byPromise(createPostgresStore({ query: createQuery(pool), instanceId: randomUUID(), messageTtlSeconds: 0, pushes: false }))
-  const add = (connectionId: string) => store.add({ connectionId, recipientDids: ['did:x'], payload: jsonBytes('{}'), payloadBytes: 2 })
+  const store = newStore(pool)
+  const add = (connectionId: string) => store.add(message(connectionId))
   const kept = add('kept')
   await t.rejects(add('dropped'), /1 of 2 messages were stored/)
   await t.rejects(kept, /1 of 2 messages were stored/, 'which of them is not known')

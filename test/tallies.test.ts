@@ -100,7 +100,7 @@ t.test('a tally says what is there in every snapshot, whatever is written meanwh
     often(async (connectionId) => {
       const statement = one([
         `INSERT INTO queued_messages (connection_id, tag, recipient_dids, payload, payload_bytes) VALUES ('${connectionId}', 0, '{}', '', 3)`,
-        `DELETE FROM queued_messages WHERE connection_id = '${connectionId}' AND seq % 10 = 0`,
+        `DELETE FROM queued_messages WHERE connection_id = '${connectionId}' AND seq / ${SEQS_IN_A_ROW} % 10 = 0`,
       ])
       const transaction = await openTransaction(statement)
       await sleep(Math.random() * 60)
@@ -108,6 +108,12 @@ t.test('a tally says what is there in every snapshot, whatever is written meanwh
     }),
     often(async (connectionId) => {
       await fill(connectionId, 40)
+      await sleep(30)
+    }),
+    // So many at a time that they have their seqs in a row.
+    often(async (connectionId) => {
+      const store = one(stores)
+      await Promise.all(Array.from({ length: 150 }, () => store.add({ connectionId, recipientDids: [DID], payload, payloadBytes: 5 })))
       await sleep(30)
     }),
     ...stores.map((store) => often((connectionId) => store.count(connectionId))),

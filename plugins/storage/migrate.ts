@@ -7,6 +7,7 @@ import { migrate } from 'drizzle-orm/postgres-js/migrator'
 import pg from 'pg'
 import postgres from 'postgres'
 import type { Log } from '../../src/ports.js'
+import { SEQS_IN_A_ROW } from './add-statements.js'
 
 /** Where the database is: a URL, or the Unix socket of the embedded one. */
 export type Connection = { connectionString: string } | { host: string; port: number; user: string; database: string }
@@ -26,7 +27,7 @@ export async function migrateDatabase(connection: Connection, { apply, log }: { 
   try {
     await waitForDatabase(sql, log)
     await sql`SELECT pg_advisory_lock(${LOCK})` // freed with the connection
-    if (await isCurrent(sql)) return
+    if (await isCurrent(sql)) return await checkOrder(sql)
     if (!apply) throw new Error('The database schema is not up to date. Run npm run migrate, or set MIGRATE_ON_BOOT=true.')
     await migrate(drizzle(sql), { migrationsFolder })
     log.info({ migrations: journal().length }, 'database schema is up to date')
@@ -67,6 +68,23 @@ async function waitForDatabase(sql: postgres.Sql, log: Log): Promise<void> {
       if (tries === 1) log.warn({ code }, 'database does not answer yet, waiting for it')
       await sleep(250)
     }
+  }
+}
+
+/** What the tables themselves do not show when somebody made them anew, to partition them: without it messages change places, or come twice. */
+async function checkOrder(sql: postgres.Sql): Promise<void> {
+  const [found] =
+    await sql`SELECT (SELECT seqincrement FROM pg_sequence WHERE seqrelid = to_regclass('queued_messages_seq_seq')) AS increment,
+    EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'queued_messages'::regclass AND tgname = 'remember_keys' AND tgenabled = 'O') AS remembers`
+  if (!(Number(found!.increment) >= SEQS_IN_A_ROW)) {
+    throw new Error(
+      `The sequence queued_messages_seq_seq must go on by ${SEQS_IN_A_ROW}, or messages change places. Run: ALTER SEQUENCE queued_messages_seq_seq INCREMENT BY ${SEQS_IN_A_ROW}`,
+    )
+  }
+  if (!found!.remembers) {
+    throw new Error(
+      'The table queued_messages has lost its trigger remember_keys, and messages would come twice. Create it again as drizzle/migrations/0007_remember_keys.sql does.',
+    )
   }
 }
 

@@ -56,9 +56,9 @@ export class Prepared<Row extends unknown[]> implements Submittable {
     const { stream } = connection
     stream.cork()
     try {
-      const values = this.values.map(prepareValue)
+      const parameters = bindMessage(this.name, this.values.map(prepareValue))
       if (isNew) connection.parse({ name: this.name, text: this.text, types: [] }, true)
-      for (const part of bindMessage(this.name, values)) stream.write(part)
+      for (const part of parameters) stream.write(part)
       if (isNew) connection.describe({ type: 'P' }, true)
       connection.execute({}, true)
       connection.sync()
