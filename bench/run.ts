@@ -52,7 +52,7 @@ try {
 }
 
 function roundsOf({ rounds }: Group): number {
-  return Number(asked ?? (isSmoke ? size.rounds : (rounds ?? size.rounds)))
+  return Number(asked ?? (isSmoke ? undefined : rounds) ?? size.rounds)
 }
 
 async function measureGroup(group: Group, isWanted: (name: string) => boolean): Promise<void> {

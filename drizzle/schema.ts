@@ -27,7 +27,10 @@ export const queuedMessages = pgTable(
   'queued_messages',
   {
     connectionId: text('connection_id').notNull(),
-    /** The order of the queue, given by the database. A plain sequence and not an identity: Postgres 16 has none on partitioned tables. */
+    /**
+     * The order of the queue, given by the database. A plain sequence and not an identity: Postgres 16 has none on partitioned tables. It goes
+     * on by 256 (migration 0006), so that many messages together draw one and take those that follow.
+     */
     seq: bigserial('seq', { mode: 'number' }).notNull(),
     /**
      * The second half of the id, random for each process. A Postgres that was restored from a backup or failed over
